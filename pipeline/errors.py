@@ -1,0 +1,27 @@
+"""Errors of the stages, and the list of those the command line turns into one line."""
+
+from __future__ import annotations
+
+from sak.errors import SakError
+from store.errors import StoreError
+
+__all__ = ["EXPECTED", "BadImageError", "DataError", "PipelineError", "RecipeError"]
+
+
+class PipelineError(ValueError):
+    """Base of every pipeline error that a user can mend; the message says what, where and how."""
+
+
+class RecipeError(PipelineError):
+    """A recipe that cannot be read or does not validate; the message lists every fault with its key path."""
+
+
+class DataError(PipelineError):
+    """A data set, folder or file that is missing or malformed."""
+
+
+class BadImageError(DataError):
+    """One image or label file that cannot be decoded; the message names the file."""
+
+
+EXPECTED: tuple[type[Exception], ...] = (PipelineError, SakError, StoreError)
