@@ -1,0 +1,307 @@
+"""The validated form of a recipe: frozen dataclasses that refuse unknown keys.
+
+A ``Study`` is everything one training run depends on. ``pipeline.recipes`` reads YAML, applies overrides and makes one
+``Study`` for each run of the recipe. Nothing here does work; stages take these objects and unpack them into flat
+arguments for the classes of ``sak`` and ``store``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from pipeline.views import ViewSpec
+from sak.teachers.spec import TeacherSpec
+
+__all__ = [
+    "DataConfig",
+    "DataSection",
+    "DistillConfig",
+    "EvalConfig",
+    "ExtractConfig",
+    "FinetuneConfig",
+    "RunConfig",
+    "SourceConfig",
+    "StudentConfig",
+    "Study",
+    "TeacherConfig",
+    "TrackConfig",
+]
+
+STRICT = ConfigDict(extra="forbid")
+
+Size = int | tuple[int, int]
+Targets = Literal["cached", "online"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def _positive(owner: str, values: dict[str, float | None]) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{owner}.{name} must be greater than 0, got {value}")
+
+
+def _one_length(owner: str, steps: int | None, epochs: float | None) -> None:
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"{owner}: give exactly one of steps and epochs, got steps={steps} epochs={epochs}")
+    _positive(owner, {"steps": steps, "epochs": epochs})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class SourceConfig:
+    """Where images come from: a name in ``pipeline.images.registry`` and its options."""
+
+    name: str
+    root: str | None = None
+    split: str = "train"
+    images: int | None = None
+    size: Size | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive("source", {"images": self.images})
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        """Render size as (height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class DataConfig:
+    """A view set: a source, the kind of view drawn of each image, and how many views."""
+
+    source: SourceConfig
+    view: ViewSpec
+    views: int = 1
+    rows_per_shard: int = 256
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        _positive("data", {"views": self.views, "rows_per_shard": self.rows_per_shard})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class DataSection:
+    """The view sets of a study. ``distill`` needs no labels; the other two do."""
+
+    distill: DataConfig | None = None
+    finetune: DataConfig | None = None
+    eval: DataConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class TeacherConfig:
+    """A teacher: ``builtin`` by name, or any ``timm`` model with weights from a file, the hub or a seed."""
+
+    builtin: str = ""
+    timm: str = ""
+    checkpoint: str | None = None
+    pretrained: bool = False
+    random: int | None = None
+    levels: tuple[int, ...] = ()
+    input_size: Size | None = None
+    resize: Literal["squash", "long_side_pad"] = "squash"
+    normalization: Literal["native", "reference"] = "native"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    overrides: dict[str, int | float | str | bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.spec("teacher")
+
+    def spec(self, name: str) -> TeacherSpec:
+        """The model-side description of this teacher under the recipe's name for it."""
+        size = (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
+        return TeacherSpec(
+            name=name,
+            timm=self.timm,
+            checkpoint=self.checkpoint,
+            pretrained=self.pretrained,
+            builtin=self.builtin,
+            random=self.random,
+            levels=self.levels,
+            input_size=size,
+            resize=self.resize,
+            mean=self.mean,
+            std=self.std,
+            normalization=self.normalization,
+            overrides=self.overrides,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class ExtractConfig:
+    """How columns are made. ``codec`` is part of a column's identity, the rest is not."""
+
+    codec: str = "int8"
+    batch: int = 32
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        _positive("extract", {"batch": self.batch, "workers": self.workers})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class StudentConfig:
+    """The student: its stem (a plain timm ViT), adapter paths and routers.
+
+    ``teachers`` picks a subset of the recipe's teachers; ``None`` takes all of them. ``paths: none`` is the plain
+    single-path student. ``aligners: null`` adds linear aligners exactly when a teacher's width differs.
+    """
+
+    stem: str = "vit_small_patch16_384"
+    overrides: dict[str, int | float] = field(default_factory=dict)
+    checkpoint: str | None = None
+    pretrained: bool = False
+    levels: tuple[int, ...] = ()
+    teachers: tuple[str, ...] | None = None
+    paths: Literal["adapters", "none"] = "adapters"
+    down_ratio: int = 4
+    aligners: bool | None = None
+    router: Literal["mor", "none"] = "mor"
+    noisy_gating: bool = True
+    noise: Literal["image", "pixel"] = "image"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class DistillConfig:
+    """Stage 1. The defaults are the paper's, but for the length, which depends on the data.
+
+    ``warmup`` is a fraction of all steps (the paper: 2 of 30 epochs). ``clip`` 0 means no gradient clipping.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch: int = 16
+    lr: float = 1e-3
+    start_lr: float = 1.25e-7
+    end_lr: float = 1e-5
+    warmup: float = 2 / 30
+    weight_decay: float = 0.01
+    clip: float = 0.0
+    loss: Literal["cos+l1", "cos", "l2"] = "cos+l1"
+    cosine: Literal["image", "token"] = "image"
+    targets: Targets = "cached"
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        _one_length("distill", self.steps, self.epochs)
+        _positive("distill", {"batch": self.batch, "lr": self.lr})
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"distill.warmup is a fraction of all steps in [0, 1), got {self.warmup}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class FinetuneConfig:
+    """Stage 2. The defaults are the paper's; ``tasks`` empty means every task of the data set.
+
+    ``alpha`` weighs the cached (or online) teacher loss; at 0 no teacher features are read. ``stem_lr_scale``
+    multiplies the rate of everything that stage 1 trained.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch: int = 4
+    lr: float = 2e-5
+    stem_lr_scale: float = 1.0
+    schedule: Literal["poly", "cosine"] = "poly"
+    power: float = 0.9
+    warmup: float = 0.0
+    weight_decay: float = 1e-6
+    clip: float = 10.0
+    tasks: tuple[str, ...] = ()
+    alpha: float = 1.0
+    loss: Literal["cos+l1", "cos", "l2"] = "cos+l1"
+    cosine: Literal["image", "token"] = "image"
+    targets: Targets = "cached"
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        _one_length("finetune", self.steps, self.epochs)
+        _positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
+        if self.alpha < 0:
+            raise ValueError(f"finetune.alpha must be 0 or more, got {self.alpha}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class EvalConfig:
+    """Scoring of the student alone on ``data.eval``; ``gallery`` images go into the report."""
+
+    batch: int = 16
+    gallery: int = 6
+
+    def __post_init__(self) -> None:
+        _positive("eval", {"batch": self.batch})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class TrackConfig:
+    """What is recorded while a stage runs. Nothing here changes a result."""
+
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep: int = 2
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        _positive("track", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every, "keep": self.keep})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class RunConfig:
+    """One row of the results table: what it changes against the recipe (dotted keys), and why it is there.
+
+    ``split_tasks`` trains one network for each task and reports them as one row (the single-task baseline).
+    """
+
+    description: str = ""
+    set: dict[str, object] = field(default_factory=dict)
+    split_tasks: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Study:
+    """Everything that one run depends on."""
+
+    seed: int = 0
+    store: str = "runs/store"
+    device: str = "auto"
+    threads: int | None = None
+    data: DataSection
+    teachers: dict[str, TeacherConfig] = field(default_factory=dict)
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    distill: DistillConfig | None = None
+    finetune: FinetuneConfig | None = None
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.student.teachers or () if name not in self.teachers]
+        if unknown:
+            raise ValueError(f"student.teachers names {unknown}, but the recipe's teachers are {sorted(self.teachers)}")
+        if self.distill and not self.data.distill:
+            raise ValueError("distill needs data.distill: which images, which views")
+        if self.distill and not self.student_teachers:
+            raise ValueError("distill needs at least one teacher under teachers:")
+        if self.finetune and not self.data.finetune:
+            raise ValueError("finetune needs data.finetune: a labelled source and its views")
+
+    @property
+    def student_teachers(self) -> tuple[str, ...]:
+        """Names of the teachers that this student has paths or aligners for, in recipe order."""
+        chosen = self.student.teachers
+        return tuple(name for name in self.teachers if chosen is None or name in chosen)
+
+    @property
+    def final_targets(self) -> Targets | None:
+        """Where the last stage's teacher loss takes its targets; ``None`` when it has none, and so nothing stays aligned."""
+        if self.finetune is None:
+            return self.distill.targets if self.distill else None
+        return self.finetune.targets if self.finetune.alpha > 0 and self.student_teachers else None

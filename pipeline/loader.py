@@ -1,0 +1,162 @@
+"""Joins images, labels and encoded targets by row, ahead of the training step.
+
+The order of rows is a pure function of (seed, step): training resumed at step ``s`` sees what an uninterrupted run saw.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.images.sample import ImageSample
+from pipeline.pixels import decode_sample, to_tensors
+from pipeline.targets import Encoded, TargetSource
+from store.order import epoch_rows
+from store.viewset import ViewSet
+
+__all__ = ["Batch", "Loader", "load_samples"]
+
+_AHEAD = 4
+_KEEP_BYTES = 1 << 30
+_WINDOW = 8
+
+
+class Batch(NamedTuple):
+    """One step's data, on the training device.
+
+    Shapes:
+        pixels: ``(B, 3, H, W)`` uint8.
+        labels: task to ``(B, 1, H, W)`` float32, ``(B, 3, H, W)`` for normals.
+        encoded: teacher to levels to parts, still as stored.
+    """
+
+    step: int
+    rows: NDArray[np.int64]
+    pixels: Tensor
+    labels: dict[str, Tensor]
+    encoded: Encoded
+
+
+def load_samples(view_set: ViewSet, rows: Sequence[int], /, *, tasks: Sequence[str]) -> list[ImageSample]:
+    """Decode rows of a view set, in the order asked for."""
+    return [decode_sample(row.files, key=row.key, tasks=tasks) for row in view_set.read_rows(rows)]
+
+
+@dataclass(slots=True)
+class _Samples:
+    """Decoded samples kept in memory up to a bound, because small sets are read many times."""
+
+    view_set: ViewSet
+    tasks: tuple[str, ...]
+    kept: dict[int, ImageSample]
+    nbytes: int = 0
+
+    def get(self, rows: Sequence[int]) -> list[ImageSample]:
+        absent = [row for row in rows if row not in self.kept]
+        fresh = dict(zip(absent, load_samples(self.view_set, absent, tasks=self.tasks), strict=True)) if absent else {}
+        for row, sample in fresh.items():
+            size = sample.image.nbytes + sum(label.nbytes for label in sample.labels.values())
+            if self.nbytes + size <= _KEEP_BYTES:
+                self.kept[row] = sample
+                self.nbytes += size
+        return [fresh[row] if row in fresh else self.kept[row] for row in rows]
+
+
+class Loader:
+    """Batches of a view set and any targets over it.
+
+    Args:
+        view_set: Complete view set.
+        batch: Rows a step.
+        seed: Of the order.
+        tasks: Label maps to decode; empty for none.
+        targets: Where encoded targets are read; ``None`` when the loss needs none.
+
+    Raises:
+        DataError: Fewer usable rows than one batch.
+    """
+
+    def __init__(
+        self,
+        view_set: ViewSet,
+        *,
+        batch: int,
+        seed: int,
+        tasks: tuple[str, ...] = (),
+        targets: TargetSource | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self._view_set, self._targets, self._batch, self._seed = view_set, targets, batch, seed
+        self._device = device or torch.device("cpu")
+        self._samples = _Samples(view_set, tasks, {})
+        self._usable = view_set.usable_rows()
+        self._cycle: tuple[int, NDArray[np.int64]] = (-1, self._usable)
+        self.steps_per_cycle = len(self._usable) // batch
+        if self.steps_per_cycle == 0:
+            raise DataError(
+                f"view set {view_set.name}: {len(self._usable)} usable rows are fewer than one batch of {batch};"
+                " lower the batch or add images or views"
+            )
+
+    def rows(self, step: int, /) -> NDArray[np.int64]:
+        """Rows of a step: a pure function of (seed, step). One cycle visits every row at most once."""
+        cycle, index = divmod(step, self.steps_per_cycle)
+        if self._cycle[0] != cycle:
+            spec = self._view_set.spec
+            order = epoch_rows(spec.rows, spec.rows_per_shard, seed=self._seed, epoch=cycle, window=_WINDOW)
+            self._cycle = (cycle, order[np.isin(order, self._usable)])
+        return self._cycle[1][index * self._batch : (index + 1) * self._batch]
+
+    def batches(self, start: int, stop: int, /) -> Iterator[Batch]:
+        """Batches of steps ``start`` to ``stop - 1``, read ahead by one thread; its errors are raised here."""
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=_AHEAD)
+        closed = threading.Event()
+
+        def put(item: Batch | BaseException) -> None:
+            while not closed.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for step in range(start, stop):
+                    if closed.is_set():
+                        return
+                    put(self._read(step))
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=work, name="sak-loader", daemon=True)
+        thread.start()
+        try:
+            for _ in range(start, stop):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield self._to_device(item)
+        finally:
+            closed.set()
+            thread.join()
+
+    def _read(self, step: int) -> Batch:
+        rows = self.rows(step)
+        pixels, labels = to_tensors(self._samples.get(rows.tolist()))
+        encoded = self._targets.read(rows) if self._targets else {}
+        if self._device.type == "cuda":
+            pixels = pixels.pin_memory()
+        return Batch(step, rows, pixels, labels, encoded)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        labels = {task: label.to(self._device, non_blocking=True) for task, label in batch.labels.items()}
+        return batch._replace(pixels=batch.pixels.to(self._device, non_blocking=True), labels=labels)

@@ -1,0 +1,166 @@
+"""The results table of a recipe: every run's metrics, Delta_m against the baselines, parameters and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from pipeline.errors import PipelineError
+from pipeline.recipes import Recipe, RunPlan
+from pipeline.stagedir import StageDir, read_json
+from sak.metrics import delta_m
+from sak.tasks import DATASETS, TaskSpec
+
+__all__ = ["RunResult", "RunStages", "gather", "main_values", "results_json", "results_table"]
+
+Metrics = Mapping[str, Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunStages:
+    """Finished stages of one run: one triple, or one for each task of a ``split_tasks`` run."""
+
+    plan: RunPlan
+    stages: Sequence[Mapping[str, StageDir]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """One row of the table.
+
+    Units:
+        delta: percent, by baseline. seconds: wall clock of each stage, shared stages counted in every run that uses them.
+    """
+
+    name: str
+    description: str
+    dataset: str
+    metrics: Metrics
+    delta: Mapping[str, float]
+    parameters: int
+    seconds: Mapping[str, float]
+
+
+def gather(recipe: Recipe, runs: Sequence[RunStages], /) -> list[RunResult]:
+    """Read every run's stage records and compare them with the recipe's baselines.
+
+    Raises:
+        PipelineError: A stage's record is missing or damaged.
+    """
+    rows = [_row(run) for run in runs]
+    by_name = {row.name: row for row in rows}
+    return [
+        dataclasses.replace(
+            row,
+            delta={
+                name: _delta(row, by_name[name])
+                for name in recipe.baselines
+                if name != row.name and _comparable(row, by_name[name])
+            },
+        )
+        for row in rows
+    ]
+
+
+def main_values(result: RunResult, /) -> dict[str, float]:
+    """Each task's headline metric."""
+    return {task.name: result.metrics[task.name][task.metric] for task in _tasks(result)}
+
+
+def results_json(results: Sequence[RunResult], /) -> dict[str, object]:
+    """The table as plain data."""
+    return {"runs": [dataclasses.asdict(result) for result in results]}
+
+
+def results_table(results: Sequence[RunResult], /) -> Table:
+    """The table for a terminal; the best value of each column is bold."""
+    table = Table(title=None, header_style="bold")
+    table.add_column("run")
+    tasks = _tasks(results[0]) if results else []
+    best = {task.name: _best([main_values(row).get(task.name, math.nan) for row in results], task) for task in tasks}
+    for task in tasks:
+        table.add_column(task.label, justify="right")
+    if any("distill" in row.metrics for row in results) and not tasks:
+        table.add_column("held-out distill loss ↓", justify="right")
+    baselines = list(dict.fromkeys(name for row in results for name in row.delta))
+    for name in baselines:
+        table.add_column(f"Δm % vs {name}", justify="right")
+    table.add_column("parameters", justify="right")
+    table.add_column("time", justify="right")
+    for row in results:
+        cells = [_cell(main_values(row)[task.name], best[task.name]) for task in tasks]
+        if "distill" in row.metrics and not tasks:
+            cells.append(f"{row.metrics['distill']['loss']:.4f}")
+        cells += [f"{row.delta[name]:+.2f}" if name in row.delta else "–" for name in baselines]
+        cells += [f"{row.parameters / 1e6:.2f} M", f"{sum(row.seconds.values()):.0f} s"]
+        table.add_row(row.name, *cells)
+    return table
+
+
+def _row(run: RunStages) -> RunResult:
+    metrics: dict[str, Mapping[str, float]] = {}
+    seconds: dict[str, float] = {}
+    parameters, dataset = 0, ""
+    for stages in run.stages:
+        for name, stage in stages.items():
+            seconds[name] = seconds.get(name, 0.0) + _number(stage.record()["seconds"])
+        scored = read_json(stages["eval"].path / "metrics.json")
+        metrics |= {task: _floats(values) for task, values in scored.items()}
+        trained = (stages.get("finetune") or stages["distill"]).record()
+        counts = _floats(trained["parameters"])
+        # Aligners and output norms of unused teachers are dropped at inference; the count is what was trained last.
+        parameters += int(counts["total"])
+        dataset = str(trained.get("dataset", ""))
+    return RunResult(
+        name=run.plan.name,
+        description=run.plan.description,
+        dataset=dataset,
+        metrics=metrics,
+        delta={},
+        parameters=parameters,
+        seconds=seconds,
+    )
+
+
+def _delta(row: RunResult, baseline: RunResult) -> float:
+    return delta_m(_task_metrics(row), _task_metrics(baseline), row.dataset)
+
+
+def _comparable(row: RunResult, baseline: RunResult) -> bool:
+    return bool(row.dataset) and row.dataset == baseline.dataset and {*_task_metrics(row)} == {*_task_metrics(baseline)}
+
+
+def _task_metrics(row: RunResult) -> Metrics:
+    return {task.name: row.metrics[task.name] for task in _tasks(row)}
+
+
+def _tasks(result: RunResult) -> list[TaskSpec]:
+    if not result.dataset:
+        return []
+    return [task for task in DATASETS[result.dataset].tasks.values() if task.name in result.metrics]
+
+
+def _best(values: Sequence[float], task: TaskSpec) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return math.nan
+    return max(finite) if task.higher_is_better else min(finite)
+
+
+def _cell(value: float, best: float) -> str:
+    return f"[bold]{value:.2f}[/bold]" if value == best else f"{value:.2f}"
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise PipelineError(f"a stage record holds {value!r} where a number was expected; delete its folder and rerun")
+    return float(value)
+
+
+def _floats(value: object) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise PipelineError(f"a stage record holds {value!r} where a mapping was expected; delete its folder and rerun")
+    return {str(name): _number(item) for name, item in value.items()}

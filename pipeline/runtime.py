@@ -1,0 +1,67 @@
+"""Device, threads and seeds of a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+from pipeline.errors import PipelineError
+
+__all__ = ["autocast", "device_name", "pick_device", "seed_everything", "versions"]
+
+_PACKAGES = ("sak-distill", "torch", "timm", "numpy", "zarr", "zarrs", "webdataset", "pyarrow", "safetensors")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str, /) -> torch.device:
+    """``auto`` takes CUDA when there is one.
+
+    Raises:
+        PipelineError: The named device is not available.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PipelineError(f"device: {name!r} cannot be used here ({error}); take auto, cpu or cuda") from error
+    return device
+
+
+def device_name(device: torch.device, /) -> str:
+    """What a person calls the device, for records."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def seed_everything(seed: int, /, *, threads: int | None) -> None:
+    """Seed torch (CPU and CUDA) and set its thread count; NumPy's global state is used nowhere."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+
+
+def autocast(device: torch.device, /, *, precision: str) -> torch.autocast:
+    """Autocast for ``fp32`` (off), ``bf16`` or ``fp16``.
+
+    Raises:
+        PipelineError: fp16 without a GPU, where torch has no fp16 kernels worth using.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise PipelineError("precision: fp16 needs a CUDA device; use bf16 or fp32 here")
+    return torch.autocast(device.type, dtype=_DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,210 @@
+"""Stage ``evaluate``: score the student alone on held-out views, and keep what the report shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import Study
+from pipeline.errors import PipelineError
+from pipeline.loader import load_samples
+from pipeline.pixels import to_tensors
+from pipeline.recipes import plain
+from pipeline.runtime import pick_device, seed_everything
+from pipeline.stagedir import StageDir, write_json
+from pipeline.stages.distill import complete_views, distill_dir, target_source
+from pipeline.stages.finetune import finetune_dir
+from pipeline.students import Normalise
+from pipeline.targets import TargetSource
+from pipeline.tracking import CONSOLE, progress_bar
+from pipeline.viewsets import view_set_spec
+from sak.losses.distill import distill_loss
+from sak.metrics import TaskMetrics
+from sak.spec import StudentSpec
+from sak.student.model import Student, StudentOutput, build_student
+from sak.weights import load_strict, load_weights
+from store.viewset import ViewSet
+
+__all__ = ["decode_predictions", "evaluate", "evaluate_dir", "trained_student"]
+
+Array = NDArray[np.generic]
+
+
+def evaluate(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
+    """Score a study's last stage, or find it scored.
+
+    Writes ``metrics.json`` (task to metric to value; ``distill`` holds the held-out teacher loss where the network is
+    still aligned to teachers), ``routers.json`` (task to mean mixing weights, level by expert) and ``gallery.npz``.
+
+    Raises:
+        PipelineError: The last stage is not done, or the study has no ``data.eval``.
+    """
+    data = study.data.eval
+    if data is None:
+        raise PipelineError("eval needs data.eval: images (with labels, to score tasks) and their views")
+    stage = evaluate_dir(study, out, hint=hint)
+    if stage.done():
+        CONSOLE.print(f"{label}: eval is done ({stage.path}), skipped")
+        return stage
+    device = pick_device(study.device)
+    seed_everything(study.seed, threads=study.threads)
+    view_set = complete_views(study, data, labels=study.finetune is not None, hint=hint)
+    student, record = trained_student(_last_stage(study, out, hint=hint), device=device, hint=hint)
+    if view_set.spec.dataset != record.get("dataset", ""):
+        raise PipelineError(f"eval: trained on {record['dataset']}, but data.eval is {view_set.spec.dataset}")
+    kind = study.final_targets
+    targets = target_source(study, view_set, kind=kind, device=device, hint=hint) if kind else None
+    normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
+    scorer = _Scorer(student, normalise, view_set, targets, _loss_kind(study))
+    with stage.work() as extra:
+        rows = view_set.usable_rows().tolist()
+        metrics, gates = scorer.score(rows, batch=study.eval.batch, label=f"{label}: eval")
+        write_json(stage.path / "metrics.json", metrics)
+        write_json(stage.path / "routers.json", {task: value.tolist() for task, value in gates.items()})
+        gallery = scorer.gallery(rows[: study.eval.gallery])
+        np.savez_compressed(stage.path / "gallery.npz", **gallery)  # type: ignore[arg-type]
+        extra |= {"images": len(rows), "experts": ["stem", *student.spec.teacher_widths]}
+    return stage
+
+
+def evaluate_dir(study: Study, out: Path, /, *, hint: str) -> StageDir:
+    """Where a score lives: a function of the trained network and of what it is scored on."""
+    assert study.data.eval is not None
+    inputs = {
+        "trained": _last_stage(study, out, hint=hint).path.name,
+        "views": view_set_spec(study.data.eval, labels=study.finetune is not None, seed=study.seed).name,
+        "eval": plain(study.eval),
+    }
+    return StageDir.of(out, "eval", inputs=inputs)
+
+
+def trained_student(stage: StageDir, /, *, device: torch.device, hint: str) -> tuple[Student, dict[str, object]]:
+    """The network of a finished stage, in eval mode, and the stage's record.
+
+    Raises:
+        PipelineError: The stage is not done.
+        CheckpointError: Its weights do not fit its own description.
+    """
+    if not stage.done():
+        raise PipelineError(f"{stage.path}: this stage is not done; run: {hint}")
+    record = stage.record()
+    assert isinstance(record["spec"], dict)
+    student = build_student(StudentSpec.from_dict(record["spec"]))
+    path = stage.path / "student.safetensors"
+    load_strict(student, load_weights(path), where=str(path))
+    return student.to(device).eval(), record
+
+
+def _last_stage(study: Study, out: Path, *, hint: str) -> StageDir:
+    return finetune_dir(study, out, hint=hint) if study.finetune else distill_dir(study, out, hint=hint)
+
+
+def _loss_kind(study: Study) -> tuple[str, str]:
+    config = study.finetune or study.distill
+    assert config is not None
+    return config.loss, config.cosine
+
+
+def decode_predictions(logits: Mapping[str, Tensor], /) -> dict[str, Array]:
+    """Network outputs as the maps a person looks at.
+
+    Shapes:
+        ``(B, C, H, W)`` logits to ``(B, H, W)``, or ``(B, H, W, 3)`` unit vectors for ``normals``.
+    """
+    return {task: _decode(task, value.float().cpu()) for task, value in logits.items()}
+
+
+def _decode(task: str, logits_BCHW: Tensor) -> Array:
+    if task in ("semseg", "human_parts"):
+        return logits_BCHW.argmax(1).to(torch.uint8).numpy()
+    if task == "normals":
+        return torch.nn.functional.normalize(logits_BCHW, dim=1).permute(0, 2, 3, 1).half().numpy()
+    if task == "sal":
+        return logits_BCHW.softmax(1)[:, 1].half().numpy()
+    if task == "edge":
+        return logits_BCHW[:, 0].sigmoid().half().numpy()
+    if task == "depth":
+        return logits_BCHW[:, 0].half().numpy()
+    raise PipelineError(f"no way to show task {task!r}")
+
+
+class _Score(NamedTuple):
+    metrics: dict[str, dict[str, float]]
+    gates: dict[str, NDArray[np.float64]]
+
+
+class _Scorer(NamedTuple):
+    """A trained student over a view set, with targets where it is still aligned to teachers."""
+
+    student: Student
+    normalise: Normalise
+    view_set: ViewSet
+    targets: TargetSource | None
+    loss: tuple[str, str]
+
+    def score(self, rows: Sequence[int], /, *, batch: int, label: str) -> _Score:
+        """Metrics over rows, and the mean mixing weights (level, expert) of each task."""
+        tasks = tuple(self.student.spec.tasks)
+        metrics = TaskMetrics(self.view_set.spec.dataset, tasks) if tasks else None
+        feature = 0.0
+        gates: dict[str, NDArray[np.float64]] = {}
+        with torch.inference_mode(), progress_bar("images") as bar:
+            shown = bar.add_task(label, total=len(rows), note="")
+            for start in range(0, len(rows), batch):
+                chunk = rows[start : start + batch]
+                pixels, labels = to_tensors(load_samples(self.view_set, chunk, tasks=tasks))
+                output, loss = self._forward(chunk, pixels)
+                feature += loss * len(chunk)
+                if metrics:
+                    device = next(iter(output.tasks.values())).device
+                    metrics.update(output.tasks, {task: value.to(device) for task, value in labels.items()})
+                for task, levels in output.gates.items():
+                    summed = torch.stack([level.double().sum(0) for level in levels]).cpu().numpy()
+                    gates[task] = gates.get(task, 0.0) + summed
+                bar.advance(shown, len(chunk))
+        scored = metrics.compute() if metrics else {}
+        if self.targets is not None:
+            scored["distill"] = {"loss": feature / len(rows)}
+        return _Score(scored, {task: total / len(rows) for task, total in gates.items()})
+
+    def gallery(self, rows: Sequence[int], /) -> dict[str, Array]:
+        """Arrays of the report's pictures: ``image key label/<task> pred/<task> teacher|student/<teacher>/<level>``."""
+        if not rows:
+            return {}
+        tasks = tuple(self.student.spec.tasks)
+        samples = load_samples(self.view_set, rows, tasks=tasks)
+        found: dict[str, Array] = {"image": np.stack([sample.image for sample in samples])}
+        found["key"] = np.array([sample.key for sample in samples])
+        found |= {f"label/{task}": np.stack([sample.labels[task] for sample in samples]) for task in tasks}
+        pixels = to_tensors(samples).pixels
+        with torch.inference_mode():
+            output, _ = self._forward(rows, pixels)
+            found |= {f"pred/{task}": maps for task, maps in decode_predictions(output.tasks).items()}
+            if self.targets is not None:
+                wanted = self.targets.targets(self.targets.read(np.asarray(rows)), pixels)
+                found |= _named_maps("teacher", wanted) | _named_maps("student", output.aligned)
+        return found
+
+    def _forward(self, rows: Sequence[int], pixels: Tensor) -> tuple[StudentOutput, float]:
+        device = next(self.student.parameters()).device
+        pixels = pixels.to(device)
+        output = self.student(self.normalise(pixels), with_aligned=self.targets is not None)
+        if self.targets is None:
+            return output, 0.0
+        wanted = self.targets.targets(self.targets.read(np.asarray(rows)), pixels)
+        kind, cosine = self.loss
+        return output, float(distill_loss(wanted, output.aligned, kind, cosine=cosine)["total"])
+
+
+def _named_maps(side: str, maps: Mapping[str, Sequence[Tensor]]) -> dict[str, Array]:
+    return {
+        f"{side}/{name}/{index}": level.float().cpu().numpy()
+        for name, levels in maps.items()
+        for index, level in enumerate(levels)
+    }

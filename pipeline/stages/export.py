@@ -1,0 +1,43 @@
+"""Stage ``export``: weights of a finished run as one safetensors file, for use outside this project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipeline.config import Study
+from pipeline.errors import PipelineError
+from pipeline.stages.distill import distill_dir
+from pipeline.stages.finetune import finetune_dir
+from sak.weights import load_weights, save_weights
+
+__all__ = ["DTYPES", "export"]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def export(study: Study, out: Path, path: Path, /, *, what: str, dtype: str, hint: str) -> int:
+    """Write the network (``what="student"``) or its stem alone as a timm state dict (``what="stem"``).
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        PipelineError: The run's last stage is not done, or ``what`` or ``dtype`` is not a choice.
+    """
+    if dtype not in DTYPES:
+        raise PipelineError(f"export: dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    stage = finetune_dir(study, out, hint=hint) if study.finetune else distill_dir(study, out, hint=hint)
+    if not stage.done():
+        raise PipelineError(f"export: {stage.path} is not done; run: {hint}")
+    state = load_weights(stage.path / "student.safetensors")
+    if what == "stem":
+        state = {name.removeprefix("stem."): tensor for name, tensor in state.items() if name.startswith("stem.")}
+    elif what != "student":
+        raise PipelineError(f"export: {what!r}; expected student or stem")
+    cast = {name: t.to(DTYPES[dtype]).contiguous() if t.is_floating_point() else t for name, t in state.items()}
+    spec = stage.record()["spec"]
+    assert isinstance(spec, dict)
+    save_weights(path, cast, metadata={"stem": str(spec["stem"]), "overrides": str(spec["stem_overrides"]), "what": what})
+    return path.stat().st_size

@@ -1,0 +1,221 @@
+"""Stage ``extract``: view sets and teacher columns, each part committed on its own.
+
+One decode of a part's pixels feeds every teacher that lacks it. What is already in the store is never redone; a
+teacher is built only when some part of its column is missing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.config import DataConfig, ExtractConfig, Study
+from pipeline.loader import load_samples
+from pipeline.pixels import to_tensors
+from pipeline.runtime import pick_device
+from pipeline.targets import find_column
+from pipeline.tracking import CONSOLE, progress_bar
+from pipeline.viewsets import make_part, view_set_spec
+from sak.teachers.identity import teacher_identity
+from sak.teachers.model import Teacher, load_teacher
+from sak.teachers.spec import TeacherSpec
+from store.codecs.registry import make_codec
+from store.column import Column
+from store.spec import ColumnSpec, LevelSpec
+from store.store import Store
+from store.viewset import ViewSet
+
+__all__ = ["Need", "extract", "needs"]
+
+
+class Need(NamedTuple):
+    """A view set that a study reads, and the teachers whose columns it reads over it."""
+
+    purpose: str
+    data: DataConfig
+    labels: bool
+    teachers: tuple[str, ...]
+
+
+def needs(study: Study, /) -> tuple[Need, ...]:
+    """What a study must find in the store; teachers that run online are not among it."""
+    found, teachers = [], study.student_teachers
+    if study.distill and study.data.distill:
+        stored = teachers if study.distill.targets == "cached" else ()
+        found.append(Need("distill", study.data.distill, False, stored))
+    if study.finetune and study.data.finetune:
+        stored = teachers if study.final_targets == "cached" else ()
+        found.append(Need("finetune", study.data.finetune, True, stored))
+    if study.data.eval:
+        # Teachers over held-out images give the held-out distillation loss and the report's feature pictures.
+        stored = teachers if study.final_targets == "cached" else ()
+        found.append(Need("eval", study.data.eval, study.finetune is not None, stored))
+    return tuple(found)
+
+
+def extract(studies: Sequence[Study], /) -> None:
+    """Bring the store up to what these studies need.
+
+    Raises:
+        BadImageError: A source image cannot be decoded (see ``on_error``).
+        TeacherError: A teacher's weights are absent or do not fit.
+        StoreError: The store is damaged or cannot be written.
+    """
+    for study in studies:
+        store = Store.create(study.store)
+        for need in needs(study):
+            view_set = _views(store, need, config=study.extract, seed=study.seed)
+            specs = [study.teachers[name].spec(name) for name in need.teachers]
+            _columns(store, view_set, specs, config=study.extract, device=pick_device(study.device))
+
+
+def _views(store: Store, need: Need, *, config: ExtractConfig, seed: int) -> ViewSet:
+    view_set = store.create_view_set(view_set_spec(need.data, labels=need.labels, seed=seed))
+    missing = view_set.missing_parts()
+    if not missing:
+        return view_set
+    label = f"views {view_set.name}"
+    CONSOLE.print(f"{label}: {len(missing)} of {view_set.spec.parts} shards to make")
+    workers = min(config.workers, len(missing), os.cpu_count() or 1)
+    with progress_bar("rows") as bar:
+        rows = sum(len(view_set.spec.part_rows(part)) for part in missing)
+        shown = bar.add_task(label, total=rows, note="")
+        for count in _parts_done(store, view_set, missing, data=need.data, workers=workers):
+            bar.advance(shown, count)
+    bad = view_set.spec.rows - len(view_set.usable_rows())
+    if bad:
+        CONSOLE.print(f"{label}: {bad} rows left out; their reasons are in the index (sak store info)")
+    return view_set
+
+
+def _parts_done(
+    store: Store, view_set: ViewSet, missing: Sequence[int], *, data: DataConfig, workers: int
+) -> Iterator[int]:
+    root, name = str(store.root_path), view_set.name
+    if workers <= 1:
+        for part in missing:
+            yield make_part(root, name, part, data)
+        return
+    # spawn: a forked child of a process that has run torch can deadlock in its thread pool.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(make_part, root, name, part, data) for part in missing]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Writer(NamedTuple):
+    teacher: Teacher
+    column: Column
+    missing: frozenset[int]
+
+
+def _columns(
+    store: Store, view_set: ViewSet, specs: Sequence[TeacherSpec], *, config: ExtractConfig, device: torch.device
+) -> None:
+    writers = []
+    for spec in specs:
+        column = find_column(store, spec, view_set=view_set.name, codec=config.codec)
+        if column is None or column.missing_parts():
+            writers.append(_writer(store, view_set, spec, codec=config.codec, device=device))
+    if not writers:
+        return
+    parts = sorted(frozenset[int]().union(*(writer.missing for writer in writers)))
+    with progress_bar("rows") as bar:
+        names = ", ".join(writer.column.spec.teacher for writer in writers)
+        CONSOLE.print(f"extract {names} over {view_set.name}: {len(parts)} shards to make")
+        total = sum(len(view_set.spec.part_rows(part)) * (part in w.missing) for part in parts for w in writers)
+        shown = bar.add_task(f"extract {names}", total=total, note="")
+        for part in parts:
+            pixels = _part_pixels(view_set, part)
+            for writer in writers:
+                if part in writer.missing:
+                    _write_part(writer, view_set, part, pixels, batch=config.batch)
+                    bar.advance(shown, len(pixels))
+
+
+def _writer(store: Store, view_set: ViewSet, spec: TeacherSpec, *, codec: str, device: torch.device) -> _Writer:
+    teacher = load_teacher(spec, device=str(device))
+    probe = _part_pixels(view_set, 0)[:1].to(device)
+    levels = tuple(
+        LevelSpec(components=feat.shape[1], height=feat.shape[2], width=feat.shape[3]) for feat in _features(teacher, probe)
+    )
+    column = store.create_column(
+        ColumnSpec(
+            view_set=view_set.name,
+            teacher=spec.name,
+            identity=teacher_identity(spec),
+            levels=levels,
+            codec=make_codec(codec),
+        )
+    )
+    return _Writer(teacher, column, frozenset(column.missing_parts()))
+
+
+def _part_pixels(view_set: ViewSet, part: int) -> Tensor:
+    """Pixels of a part, (N, 3, H, W) uint8; rows without an image are black, and no reader ever asks for them."""
+    rows = list(view_set.spec.part_rows(part))
+    usable = set(view_set.usable_rows().tolist())
+    good = [row for row in rows if row in usable]
+    height, width = view_set.spec.view["size"]
+    pixels = torch.zeros((len(rows), 3, int(height), int(width)), dtype=torch.uint8)
+    if good:
+        pixels[[row - rows[0] for row in good]] = to_tensors(load_samples(view_set, good, tasks=())).pixels
+    return pixels
+
+
+def _features(teacher: Teacher, pixels: Tensor) -> list[Tensor]:
+    with torch.inference_mode():
+        return teacher(pixels)
+
+
+def _write_part(writer: _Writer, view_set: ViewSet, part: int, pixels: Tensor, *, batch: int) -> None:
+    start, spec = time.perf_counter(), writer.column.spec
+    device = next(writer.teacher.parameters()).device
+    encoded: list[dict[str, list[Tensor]]] = [{} for _ in spec.levels]
+    fidelity = [_Fidelity() for _ in spec.levels]
+    for chunk in pixels.split(batch):
+        for level, feat in enumerate(_features(writer.teacher, chunk.to(device))):
+            parts = spec.encode(feat, level=level)
+            fidelity[level].add(feat, spec.decode(parts, level=level))
+            for name, value in parts.items():
+                encoded[level].setdefault(name, []).append(value.cpu())
+    writer.column.write_part(
+        part,
+        [{name: torch.cat(chunks).numpy() for name, chunks in level.items()} for level in encoded],
+        keys=view_set.keys(part),
+        stats={f"level_{index}": item.result() for index, item in enumerate(fidelity)},
+        seconds=time.perf_counter() - start,
+    )
+
+
+class _Fidelity:
+    """Mean token cosine and relative error between features and what their codec gives back."""
+
+    def __init__(self) -> None:
+        self._cosine = self._tokens = 0.0
+        self._error = self._power = 0.0
+
+    def add(self, feat_NCHW: Tensor, back_NCHW: Tensor) -> None:
+        """Accumulate one batch."""
+        cosine = torch.nn.functional.cosine_similarity(feat_NCHW, back_NCHW, dim=1)
+        self._cosine += float(cosine.double().sum())
+        self._tokens += cosine.numel()
+        self._error += float((feat_NCHW - back_NCHW).double().square().sum())
+        self._power += float(feat_NCHW.double().square().sum())
+
+    def result(self) -> dict[str, float]:
+        """``cosine`` over tokens and ``relative_error`` = ‖error‖ / ‖features‖, rounded to what is meaningful."""
+        error = (self._error / self._power) ** 0.5 if self._power else 0.0
+        return {"cosine": round(self._cosine / self._tokens, 7), "relative_error": round(error, 7)}

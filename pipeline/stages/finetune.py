@@ -1,0 +1,188 @@
+"""Stage 2: routers and heads learn the tasks, with the teachers' loss beside the tasks' at weight alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.config import FinetuneConfig, Study
+from pipeline.errors import PipelineError
+from pipeline.loader import Batch, Loader
+from pipeline.loop import TrainPlan, train
+from pipeline.recipes import plain
+from pipeline.runtime import pick_device, seed_everything
+from pipeline.stagedir import StageDir
+from pipeline.stages.distill import complete_views, distill_dir, steps_of, target_identity, target_source
+from pipeline.students import Normalise, make_student, student_identity, student_spec
+from pipeline.targets import TargetSource
+from pipeline.tracking import CONSOLE
+from pipeline.viewsets import view_set_spec
+from sak.losses.distill import distill_loss
+from sak.losses.tasks import task_losses
+from sak.schedules import poly, warmup_cosine
+from sak.spec import StudentSpec
+from sak.student.model import Student, load_stage1, parameter_counts
+from sak.tasks import dataset_spec
+from sak.weights import load_weights, save_weights
+from store.viewset import ViewSet
+
+__all__ = ["finetune", "finetune_dir", "tasks_of"]
+
+_STAGE1_PARTS = ("stem.", "paths.", "norms.", "aligners.")
+
+
+def finetune(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
+    """Train stage 2 of a study, or find it done. Stage 1 must be done if the study has one.
+
+    Raises:
+        PipelineError: Stage 1 is not done, or a task is not in the data set.
+        MissingColumnError: alpha > 0 and the store lacks a column.
+        Interrupted: Asked to stop; a checkpoint was written.
+    """
+    config, data = study.finetune, study.data.finetune
+    assert config is not None
+    assert data is not None
+    stage = finetune_dir(study, out, hint=hint)
+    if stage.done():
+        CONSOLE.print(f"{label}: finetune is done ({stage.path}), skipped")
+        return stage
+    device = pick_device(study.device)
+    seed_everything(study.seed + 1, threads=study.threads)
+    view_set = complete_views(study, data, labels=True, hint=hint)
+    tasks = tasks_of(study, view_set)
+    targets = target_source(study, view_set, kind=config.targets, device=device, hint=hint) if study.final_targets else None
+    student, spec = _student(study, out, view_set, tasks, targets, hint=hint)
+    student = student.to(device)
+    loader = Loader(view_set, batch=config.batch, seed=study.seed + 1, tasks=tasks, targets=targets, device=device)
+    steps = steps_of(config.steps, config.epochs, images=view_set.spec.images, batch=config.batch)
+    losses = _Losses(student, Normalise(mean=study.student.mean, std=study.student.std).to(device), config, view_set.spec.dataset, targets)
+    CONSOLE.print(
+        f"{label}: finetune {steps} steps x {config.batch} images = {steps * config.batch / view_set.spec.images:.1f} epochs of"
+        f" {view_set.spec.images} images ({view_set.spec.views} views each); tasks {', '.join(tasks)}; alpha {config.alpha:g}"
+    )
+    with stage.work() as record:
+        plan = _plan(study, config, student, steps=steps)
+        train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: finetune")
+        state = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
+        save_weights(stage.path / "student.safetensors", state, metadata={"stage": "finetune"})
+        images = steps * config.batch
+        record |= {"spec": spec.to_dict(), "steps": steps, "images": images, "parameters": parameter_counts(student)}
+        record |= {"tasks": list(tasks), "dataset": view_set.spec.dataset}
+    return stage
+
+
+def finetune_dir(study: Study, out: Path, /, *, hint: str) -> StageDir:
+    """Where stage 2 of a study lives: a function of everything its result depends on, stage 1 included."""
+    config, data = study.finetune, study.data.finetune
+    assert config is not None
+    assert data is not None
+    view_set = view_set_spec(data, labels=True, seed=study.seed).name
+    targets = target_identity(study, view_set, kind=config.targets, hint=hint) if study.final_targets else None
+    inputs = {
+        "seed": study.seed,
+        "views": view_set,
+        "targets": targets,
+        "stage1": distill_dir(study, out, hint=hint).fingerprint if study.distill else None,
+        "student": plain(study.student) | student_identity(study.student),
+        "finetune": plain(config),
+    }
+    return StageDir.of(out, "finetune", inputs=inputs)
+
+
+def tasks_of(study: Study, view_set: ViewSet, /) -> tuple[str, ...]:
+    """Tasks of a study, in the data set's order.
+
+    Raises:
+        PipelineError: A task is asked for that the data set has no labels of.
+    """
+    asked = study.finetune.tasks if study.finetune else ()
+    unknown = [task for task in asked if task not in view_set.spec.tasks]
+    if unknown:
+        raise PipelineError(f"finetune.tasks: {view_set.spec.dataset} has {list(view_set.spec.tasks)}, not {unknown}")
+    return tuple(task for task in view_set.spec.tasks if not asked or task in asked)
+
+
+def _student(
+    study: Study, out: Path, view_set: ViewSet, tasks: tuple[str, ...], targets: TargetSource | None, *, hint: str
+) -> tuple[Student, StudentSpec]:
+    """The stage-2 network, started from stage 1 when the study has one.
+
+    Without a teacher loss in stage 2 nothing aligns to teachers any more: adapter paths stay, aligners go, and a plain
+    student keeps its stem alone.
+    """
+    widths: Mapping[str, tuple[int, ...]] = targets.widths if targets else {}
+    drop: tuple[str, ...] = ()
+    if targets is None:
+        plain_student = study.student.paths == "none"
+        widths = {} if plain_student else {name: () for name in study.student_teachers}
+        drop = ("norms.", "aligners.") if plain_student else ("aligners.",)
+    channels = {task: dataset_spec(view_set.spec.dataset).tasks[task].channels for task in tasks}
+    height, width = view_set.spec.view["size"]
+    spec = student_spec(study.student, image_size=(int(height), int(width)), widths=widths, tasks=channels)
+    student = make_student(study.student, spec, seed=study.seed, load_stem=study.distill is None)
+    if study.distill:
+        stage1 = distill_dir(study, out, hint=hint)
+        if not stage1.done():
+            raise PipelineError(f"finetune starts from stage 1, which is not done ({stage1.path}); run: {hint}")
+        path = stage1.path / "student.safetensors"
+        before = StudentSpec.from_dict(_mapping(stage1.record()["spec"]))
+        grid = _grid(before, student)
+        load_stage1(student, load_weights(path), where=str(path), source_grid=grid, drop=drop)
+    return student, spec
+
+
+def _grid(before: StudentSpec, student: Student) -> tuple[int, int] | None:
+    """Token grid of stage 1 when its image size differs; same patch size, so it scales with the image."""
+    if before.image_size == student.spec.image_size:
+        return None
+    rows, columns = student.grid
+    height, width = student.spec.image_size
+    return before.image_size[0] * rows // height, before.image_size[1] * columns // width
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    assert isinstance(value, dict)
+    return value
+
+
+class _Losses(NamedTuple):
+    """Task losses, plus alpha times the teachers' loss where the study asks for it."""
+
+    student: Student
+    normalise: Normalise
+    config: FinetuneConfig
+    dataset: str
+    targets: TargetSource | None
+
+    def __call__(self, batch: Batch) -> Mapping[str, Tensor]:
+        output = self.student(self.normalise(batch.pixels), with_aligned=self.targets is not None)
+        named = task_losses(self.dataset, output.tasks, batch.labels)
+        if self.targets is None:
+            return named
+        wanted = self.targets.targets(batch.encoded, batch.pixels)
+        feature = distill_loss(wanted, output.aligned, self.config.loss, cosine=self.config.cosine)["total"]
+        return {**named, "distill": feature, "total": named["total"] + self.config.alpha * feature}
+
+
+def _plan(study: Study, config: FinetuneConfig, student: Student, *, steps: int) -> TrainPlan:
+    def rate(step: int) -> float:
+        if config.schedule == "poly":
+            return poly(step, total=steps, peak=config.lr, power=config.power)
+        return warmup_cosine(step, total=steps, warmup=round(config.warmup * steps), peak=config.lr)
+
+    named = list(student.named_parameters())
+    old = [parameter for name, parameter in named if name.startswith(_STAGE1_PARTS)]
+    new = [parameter for name, parameter in named if not name.startswith(_STAGE1_PARTS)]
+    return TrainPlan(
+        steps=steps,
+        rate=rate,
+        groups=[(old, config.stem_lr_scale), (new, 1.0)],
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        precision=config.precision,
+        track=study.track,
+    )

@@ -1,0 +1,117 @@
+"""Every stage of every run of a recipe, in order; what is done already is skipped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from pipeline.config import Study
+from pipeline.errors import PipelineError
+from pipeline.recipes import Recipe, RunPlan
+from pipeline.results import RunResult, RunStages, gather, results_json
+from pipeline.stagedir import StageDir, write_json
+from pipeline.stages.distill import distill, distill_dir
+from pipeline.stages.evaluate import evaluate, evaluate_dir
+from pipeline.stages.extract import extract
+from pipeline.stages.finetune import finetune, finetune_dir
+from pipeline.viewsets import cached_source
+
+__all__ = ["STAGES", "collect", "run_stage", "select", "stage_dirs", "substudies"]
+
+STAGES = ("extract", "distill", "finetune", "eval")
+
+
+def run_stage(stage: str, recipe: Recipe, plans: Sequence[RunPlan], /, *, hint: str) -> None:
+    """Bring one stage of these runs to done.
+
+    Args:
+        stage: One of ``STAGES``.
+        hint: The command that completes what a stage finds missing.
+
+    Raises:
+        PipelineError, StoreError, SakError: As the stage.
+    """
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    (recipe.out / "recipe.yaml").write_text(yaml.safe_dump(dict(recipe.resolved), sort_keys=False), encoding="utf-8")
+    if stage == "extract":
+        extract([study for plan in plans for _, study in substudies(plan)])
+        return
+    for plan in plans:
+        for label, study in substudies(plan):
+            _one(stage, study, recipe.out, label=label, hint=hint)
+
+
+def collect(recipe: Recipe, /, *, hint: str) -> list[RunResult]:
+    """The results of a recipe whose stages are done; also written to ``results.json``.
+
+    Raises:
+        PipelineError: A stage is not done; the message names it and the command.
+    """
+    results = gather(recipe, [stage_dirs(plan, recipe.out, hint=hint) for plan in recipe.runs])
+    write_json(recipe.out / "results.json", results_json(results))
+    return results
+
+
+def stage_dirs(plan: RunPlan, out: Path, /, *, hint: str) -> RunStages:
+    """The finished stages of a run.
+
+    Raises:
+        PipelineError: One is not done.
+    """
+    found = []
+    for label, study in substudies(plan):
+        stages: dict[str, StageDir] = {}
+        if study.distill:
+            stages["distill"] = distill_dir(study, out, hint=hint)
+        if study.finetune:
+            stages["finetune"] = finetune_dir(study, out, hint=hint)
+        stages["eval"] = evaluate_dir(study, out, hint=hint)
+        for name, stage in stages.items():
+            if not stage.done():
+                raise PipelineError(f"{label}: stage {name} is not done ({stage.path}); run: {hint}")
+        found.append(stages)
+    return RunStages(plan=plan, stages=found)
+
+
+def select(recipe: Recipe, names: Sequence[str], /) -> tuple[RunPlan, ...]:
+    """Runs by name; none named means all.
+
+    Raises:
+        PipelineError: A name is no run of the recipe.
+    """
+    known = {plan.name: plan for plan in recipe.runs}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise PipelineError(f"run {', '.join(unknown)}: not in this recipe; its runs are {', '.join(known)}")
+    return tuple(known[name] for name in names) or recipe.runs
+
+
+def substudies(plan: RunPlan, /) -> list[tuple[str, Study]]:
+    """Labelled studies of a run: itself, or one for each task."""
+    study = plan.study
+    if not plan.split_tasks or study.finetune is None or study.data.finetune is None:
+        return [(plan.name, study)]
+    tasks = study.finetune.tasks or cached_source(study.data.finetune.source).tasks
+    return [
+        (
+            f"{plan.name}/{task}",
+            dataclasses.replace(study, finetune=dataclasses.replace(study.finetune, tasks=(task,))),
+        )
+        for task in tasks
+    ]
+
+
+def _one(stage: str, study: Study, out: Path, *, label: str, hint: str) -> None:
+    if stage == "distill":
+        if study.distill:
+            distill(study, out, label=label, hint=hint)
+    elif stage == "finetune":
+        if study.finetune:
+            finetune(study, out, label=label, hint=hint)
+    elif stage == "eval":
+        evaluate(study, out, label=label, hint=hint)
+    else:
+        raise PipelineError(f"stage {stage!r}: expected one of {', '.join(STAGES)}")

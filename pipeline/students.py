@@ -1,0 +1,82 @@
+"""Students of a study: from configuration to module, for either stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import StudentConfig
+from sak.spec import StudentSpec
+from sak.student.model import Student, build_student
+from sak.weights import sha256_file
+
+__all__ = ["Normalise", "make_student", "student_identity", "student_spec"]
+
+
+class Normalise(nn.Module):
+    """Pixels as the stem expects them.
+
+    Shapes: ``(B, 3, H, W)`` uint8 to the same in float32, ``(x / 255 - mean) / std``.
+    """
+
+    def __init__(self, *, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Normalise a batch."""
+        return (pixels_BCHW.float() - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+def student_spec(
+    config: StudentConfig, /, *, image_size: tuple[int, int], widths: Mapping[str, tuple[int, ...]], tasks: Mapping[str, int]
+) -> StudentSpec:
+    """The network that a configuration means for these teachers and tasks.
+
+    Args:
+        widths: Teacher to the channels of its levels; teachers whose features are not used still have an adapter path
+            and are given with an empty tuple.
+        tasks: Task to the channels of its output; empty in stage 1.
+    """
+    own = _stem_width(config)
+    full = {name: levels or (own,) * 4 for name, levels in widths.items()}
+    aligners = any(width != own for levels in full.values() for width in levels)
+    return StudentSpec(
+        stem=config.stem,
+        image_size=image_size,
+        stem_overrides=config.overrides,
+        levels=config.levels,
+        teacher_widths=full,
+        down_ratio=config.down_ratio,
+        aligners=aligners if config.aligners is None else config.aligners,
+        tasks=tasks,
+        paths=config.paths,
+        router=config.router if config.paths == "adapters" else "none",
+        noisy_gating=config.noisy_gating,
+        noise=config.noise,
+    )
+
+
+def make_student(config: StudentConfig, spec: StudentSpec, /, *, seed: int, load_stem: bool) -> Student:
+    """Build with weights that are a function of the seed; ``load_stem`` starts the stem from its configured weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        checkpoint = Path(config.checkpoint) if config.checkpoint and load_stem else None
+        return build_student(spec, pretrained=config.pretrained and load_stem, checkpoint=checkpoint)
+
+
+def student_identity(config: StudentConfig, /) -> dict[str, object]:
+    """What a result depends on beyond the configuration itself: the bytes of the stem's weights."""
+    return {"checkpoint_sha256": sha256_file(Path(config.checkpoint)) if config.checkpoint else None}
+
+
+def _stem_width(config: StudentConfig) -> int:
+    if "embed_dim" in config.overrides:
+        return int(config.overrides["embed_dim"])
+    with torch.device("meta"):
+        return int(timm.create_model(config.stem, pretrained=False).num_features)

@@ -1,0 +1,137 @@
+"""Teacher features as training targets: from stored columns, or from live teachers behind the same interface.
+
+This is the seam between ``store`` (numpy, knows no torch) and ``sak`` (torch, knows no store).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sak.teachers.identity import teacher_identity
+from sak.teachers.model import Teacher, load_teacher
+from sak.teachers.spec import TeacherSpec
+from store.codecs.registry import make_codec
+from store.column import Column
+from store.errors import MissingColumnError
+from store.store import Store
+
+__all__ = ["CachedTargets", "Encoded", "OnlineTargets", "TargetSource", "find_column", "find_columns"]
+
+# teacher -> level -> part name -> tensor (B, ...): what crosses disk and PCIe
+Encoded = dict[str, list[dict[str, Tensor]]]
+Targets = dict[str, list[Tensor]]
+
+
+class TargetSource(Protocol):
+    """Where the targets of a batch come from."""
+
+    @property
+    def widths(self) -> Mapping[str, tuple[int, ...]]:
+        """Teacher to the channels of its levels."""
+        ...
+
+    def read(self, rows: NDArray[np.int64], /) -> Encoded:
+        """Stored integers of these rows; called in the loader's thread. Empty when nothing is stored."""
+        ...
+
+    def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
+        """Teacher to a list of float32 maps ``(B, C, h, w)`` on the device of ``pixels_BCHW`` (uint8)."""
+        ...
+
+
+class CachedTargets:
+    """Targets decoded from columns; builds no teacher."""
+
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        self._columns = dict(columns)
+
+    @property
+    def widths(self) -> Mapping[str, tuple[int, ...]]:
+        """Teacher to the channels of its levels, as the columns record them."""
+        return {
+            name: tuple(level.components for level in column.spec.levels) for name, column in self._columns.items()
+        }
+
+    def read(self, rows: NDArray[np.int64], /) -> Encoded:
+        """Encoded parts of the rows, in their order."""
+        return {
+            name: [
+                {part: torch.from_numpy(np.ascontiguousarray(array)) for part, array in level.items()}
+                for level in column.read(rows.tolist())
+            ]
+            for name, column in self._columns.items()
+        }
+
+    def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
+        """Decode on the device, next to the loss."""
+        device = pixels_BCHW.device
+        return {
+            name: [
+                self._columns[name].spec.decode(
+                    {part: tensor.to(device, non_blocking=True) for part, tensor in level.items()}, level=index
+                )
+                for index, level in enumerate(levels)
+            ]
+            for name, levels in encoded.items()
+        }
+
+
+class OnlineTargets:
+    """Targets computed by live teachers from the very pixels that the columns were made from."""
+
+    def __init__(self, specs: Mapping[str, TeacherSpec], *, device: torch.device) -> None:
+        self._teachers: dict[str, Teacher] = {
+            name: load_teacher(spec, device=str(device)) for name, spec in specs.items()
+        }
+
+    @property
+    def widths(self) -> Mapping[str, tuple[int, ...]]:
+        """Teacher to the channels of its levels."""
+        return {name: tuple(teacher.widths) for name, teacher in self._teachers.items()}
+
+    def read(self, rows: NDArray[np.int64], /) -> Encoded:
+        """Nothing is stored."""
+        return {}
+
+    def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
+        """Run every teacher on the batch, in full precision whatever the student's autocast."""
+        with torch.no_grad(), torch.autocast(pixels_BCHW.device.type, enabled=False):
+            return {name: teacher(pixels_BCHW) for name, teacher in self._teachers.items()}
+
+
+def find_column(store: Store, spec: TeacherSpec, /, *, view_set: str, codec: str) -> Column | None:
+    """The stored column of this very teacher, view set and codec, found by identity without building the teacher."""
+    identity, wanted = teacher_identity(spec), make_codec(codec).to_json()
+    for column in store.columns(view_set):
+        found = column.spec
+        if found.teacher == spec.name and dict(found.identity) == identity and found.codec.to_json() == wanted:
+            return column
+    return None
+
+
+def find_columns(
+    store: Store, specs: Sequence[TeacherSpec], /, *, view_set: str, codec: str, hint: str
+) -> dict[str, Column]:
+    """Complete columns of several teachers.
+
+    Raises:
+        MissingColumnError: A column is absent or incomplete; the message names it and the command that makes it.
+    """
+    found: dict[str, Column] = {}
+    for spec in specs:
+        column = find_column(store, spec, view_set=view_set, codec=codec)
+        if column is None or column.missing_parts():
+            state = "absent" if column is None else f"incomplete ({len(column.missing_parts())} shards missing)"
+            raise MissingColumnError(
+                f"store {store.root_path}: the {codec} column of teacher {spec.name} over view set {view_set} is {state};"
+                f" make it with: {hint}"
+            )
+        column.check_join(store.view_set(view_set))
+        found[spec.name] = column
+    return found

@@ -1,0 +1,96 @@
+"""From a source and a kind of view to the rows of a view set.
+
+``make_part`` is a whole unit of work (decode, draw, apply, encode, commit) that any process can do alone.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from pipeline.config import DataConfig, SourceConfig
+from pipeline.errors import BadImageError
+from pipeline.images.registry import open_source
+from pipeline.images.sample import ImageSource
+from pipeline.pixels import encode_sample
+from pipeline.views import apply_view, draw_view
+from store.fingerprint import fingerprint
+from store.order import row_samples
+from store.spec import ViewSetSpec
+from store.store import Store
+from store.viewset import ViewRow
+
+__all__ = ["cached_source", "make_part", "view_set_spec"]
+
+
+@lru_cache(maxsize=8)
+def cached_source(config: SourceConfig, /) -> ImageSource:
+    """The source of a configuration, opened once in each process."""
+    return open_source(
+        config.name,
+        root=config.root,
+        split=config.split,
+        size=config.size_hw,
+        images=config.images,
+        seed=config.seed,
+    )
+
+
+def view_set_spec(data: DataConfig, /, *, labels: bool, seed: int) -> ViewSetSpec:
+    """The view set that this data configuration means; its name ends in a digest of everything that shapes it."""
+    source = cached_source(data.source)
+    content: dict[str, object] = {
+        "source": {"name": data.source.name, "split": data.source.split, "fingerprint": source.fingerprint()},
+        "view": data.view.to_json(),
+        "images": len(source.keys()),
+        "views": data.views,
+        "rows_per_shard": data.rows_per_shard,
+        "order_seed": seed,
+        "seed": seed,
+        "dataset": source.dataset if labels else "",
+        "tasks": list(source.tasks) if labels else [],
+    }
+    return ViewSetSpec(
+        name=f"{data.source.name}-{data.source.split}-{data.view.kind}-{fingerprint(content)[:8]}",
+        source={"name": data.source.name, "split": data.source.split, "fingerprint": source.fingerprint()},
+        view=data.view.to_json(),
+        images=len(source.keys()),
+        views=data.views,
+        rows_per_shard=data.rows_per_shard,
+        order_seed=seed,
+        seed=seed,
+        dataset=source.dataset if labels else "",
+        tasks=tuple(source.tasks) if labels else (),
+    )
+
+
+def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
+    """Make and commit one part of a view set; returns its number of rows.
+
+    Raises:
+        BadImageError: An image or label cannot be decoded and ``data.on_error`` is ``stop``. With ``skip`` the row is
+            recorded with its reason and left out by every reader.
+    """
+    view_set = Store.open(root).view_set(name)
+    spec = view_set.spec
+    source, keys = cached_source(data.source), cached_source(data.source).keys()
+    numbers = spec.part_rows(part)
+    where = row_samples(spec, list(numbers))
+    rows = []
+    for row, image, view in zip(numbers, where.image.tolist(), where.view.tolist(), strict=True):
+        try:
+            rows.append(_row(source, data, row=row, image=image, view=view, seed=spec.seed))
+        except BadImageError as error:
+            if data.on_error == "stop":
+                raise BadImageError(f"{error}; mend or remove it, or set on_error: skip to leave it out") from error
+            rows.append(ViewRow(row=row, key=keys[image], view=view, files={}, error=str(error)))
+    view_set.write_part(part, rows)
+    return len(rows)
+
+
+def _row(source: ImageSource, data: DataConfig, *, row: int, image: int, view: int, seed: int) -> ViewRow:
+    sample = source.read(image, labels=bool(source.tasks))
+    draw = draw_view(data.view, seed=seed, key=sample.key, view=view, sample=sample)
+    seen = apply_view(draw, sample)
+    return ViewRow(
+        row=row, key=sample.key, view=view, files=encode_sample(seen), draw=draw.to_dict(), label=sample.label
+    )

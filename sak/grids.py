@@ -1,0 +1,89 @@
+"""Token sequences and feature maps: the only place that reshapes one into the other or interpolates.
+
+Legend: B batch, N tokens, C channels, H W grid rows and columns, P prefix tokens (CLS and registers).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sak.errors import SakError
+
+__all__ = ["map_to_tokens", "resize_map", "resize_pos_embed", "square_grid", "tokens_to_map"]
+
+
+def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int], /) -> Tensor:
+    """View row-major tokens as a map, without a copy (the result is laid out channels-last).
+
+    Shapes: ``(B, H * W, C)`` → ``(B, C, H, W)``.
+
+    Raises:
+        SakError: the token count is not that of the grid.
+    """
+    rows, columns = grid
+    if tokens_BNC.ndim != 3 or tokens_BNC.shape[1] != rows * columns:
+        raise SakError(
+            f"expected (B, {rows * columns}, C) tokens for a {rows}x{columns} grid, got {tuple(tokens_BNC.shape)};"
+            " pass the grid of the network that made them, without its prefix tokens"
+        )
+    batch, _, channels = tokens_BNC.shape
+    return tokens_BNC.view(batch, rows, columns, channels).permute(0, 3, 1, 2)
+
+
+def map_to_tokens(feat_BCHW: Tensor, /) -> Tensor:
+    """Flatten a map to row-major tokens; the inverse of ``tokens_to_map``.
+
+    Shapes: ``(B, C, H, W)`` → ``(B, H * W, C)``.
+    """
+    return feat_BCHW.flatten(2).transpose(1, 2)
+
+
+def resize_map(feat_BCHW: Tensor, size: tuple[int, int], /) -> Tensor:
+    """Resize bilinearly with half-pixel centres and no antialiasing, as the published code does everywhere.
+
+    Shapes: ``(B, C, H, W)`` → ``(B, C, *size)``; the same tensor when the size is right already.
+    """
+    if tuple(feat_BCHW.shape[-2:]) == size:
+        return feat_BCHW
+    return functional.interpolate(feat_BCHW, size=size, mode="bilinear", align_corners=False)
+
+
+def square_grid(tokens: int, /) -> tuple[int, int] | None:
+    """The square grid with that many tokens, or None when there is none."""
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens else None
+
+
+def resize_pos_embed(
+    pos_1NC: Tensor, target: tuple[int, int], /, *, prefix: int, source: tuple[int, int] | None = None
+) -> Tensor:
+    """Resize a learnt position embedding to another grid; the prefix tokens' part is kept as it is.
+
+    Args:
+        target: Grid (rows, columns) wanted.
+        prefix: Leading embeddings that belong to CLS and register tokens.
+        source: Grid that the embedding has; None takes the square one.
+
+    Shapes: ``(1, P + N, C)`` → ``(1, P + target[0] * target[1], C)``.
+
+    Raises:
+        SakError: the embedding does not have the source grid, or it is not square and none was given.
+
+    Source: published stage 2, bicubic without antialiasing (timm's own loader antialiases).
+    """
+    count = pos_1NC.shape[1] - prefix
+    grid = source or square_grid(count)
+    if grid is None or grid[0] * grid[1] != count:
+        raise SakError(
+            f"expected a position embedding of {'a square grid' if source is None else f'{source[0]}x{source[1]}'},"
+            f" got {count} positions after {prefix} prefix token(s); give the source grid of the checkpoint"
+        )
+    if grid == target:
+        return pos_1NC
+    feat_1CHW = tokens_to_map(pos_1NC[:, prefix:].float(), grid)
+    resized_1CHW = functional.interpolate(feat_1CHW, size=target, mode="bicubic", align_corners=False, antialias=False)
+    return torch.cat([pos_1NC[:, :prefix], map_to_tokens(resized_1CHW).to(pos_1NC.dtype)], dim=1)

@@ -1,0 +1,111 @@
+"""The feature distillation loss between a teacher's maps and a student's.
+
+Legend: B batch, C channels, H W grid rows and columns, N grid cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sak.errors import SakError, UnknownNameError
+from sak.grids import resize_map
+
+__all__ = ["COSINES", "KINDS", "distill_loss"]
+
+KINDS = ("cos+l1", "cos", "l2")
+"""``cos+l1`` is 0.9 cosine distance + 0.1 smooth L1 (beta 1), the paper's; ``l2`` is the mean squared error."""
+
+COSINES = ("image", "token")
+"""``image`` is one cosine per flattened map, as published; ``token`` one per grid cell, then averaged."""
+
+
+def distill_loss(
+    teacher: Mapping[str, Sequence[Tensor]],
+    student: Mapping[str, Sequence[Tensor]],
+    kind: str,
+    *,
+    cosine: str = "image",
+) -> dict[str, Tensor]:
+    """Sum the loss of every teacher and level; nothing is averaged, so more teachers weigh more.
+
+    Where two maps differ in size, the smaller one is enlarged bilinearly. The arithmetic is float32 whatever the maps
+    are.
+
+    Args:
+        teacher: Teacher name → target maps, one per level. Only their names and values matter, not their order.
+        student: The same names → predicted maps.
+        kind: One of ``KINDS``.
+        cosine: One of ``COSINES``; ``l2`` has none and ignores it.
+
+    Returns:
+        Scalars ``<teacher>_level<i>`` (i from 1) in the teachers' order, and their sum as ``total``.
+
+    Shapes:
+        Every map ``(B, C, H, W)``; a pair agrees in B and C.
+
+    Raises:
+        UnknownNameError: ``kind`` or ``cosine`` is not a choice.
+        SakError: Teacher and student differ in teachers, levels, batch or channels; or there is nothing to compare.
+
+    Source:
+        The published loss. Its cosine over the whole flattened map lets a few large tokens dominate; ``cosine="token"``
+        is our alternative.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError(f"unknown distillation loss {kind!r}: expected one of {', '.join(KINDS)}")
+    if cosine not in COSINES:
+        raise UnknownNameError(f"unknown cosine {cosine!r}: expected one of {', '.join(COSINES)}")
+    _check_names(teacher, student)
+    losses = {}
+    for name, target_maps in teacher.items():
+        for level, (target_BCHW, feat_BCHW) in enumerate(zip(target_maps, student[name], strict=True), start=1):
+            where = f"{name}_level{level}"
+            losses[where] = _pair_loss(*_match(target_BCHW, feat_BCHW, where=where), kind=kind, cosine=cosine)
+    return losses | {"total": torch.stack(list(losses.values())).sum()}
+
+
+def _check_names(teacher: Mapping[str, Sequence[Tensor]], student: Mapping[str, Sequence[Tensor]]) -> None:
+    if not teacher:
+        raise SakError("distillation: expected at least one teacher, got none; give targets or leave out the loss")
+    if set(teacher) != set(student):
+        missing, extra = sorted(set(teacher) - set(student)), sorted(set(student) - set(teacher))
+        raise SakError(
+            f"distillation: expected one student path per teacher, got none for {missing} and too many {extra};"
+            " build the student with the teachers of the targets"
+        )
+    for name, maps in teacher.items():
+        if len(maps) != len(student[name]) or not maps:
+            raise SakError(
+                f"distillation: teacher {name!r} has {len(maps)} levels, the student's path {len(student[name])};"
+                " expected the same number, at least 1; use the same levels on both sides"
+            )
+
+
+def _match(target_BCHW: Tensor, feat_BCHW: Tensor, *, where: str) -> tuple[Tensor, Tensor]:
+    """Bring two maps to float32 and to the larger size of each axis."""
+    if target_BCHW.ndim != 4 or feat_BCHW.ndim != 4 or target_BCHW.shape[:2] != feat_BCHW.shape[:2]:
+        raise SakError(
+            f"distillation: {where}: expected maps (B, C, H, W) of one batch and width, got teacher"
+            f" {tuple(target_BCHW.shape)} and student {tuple(feat_BCHW.shape)}; another width needs aligners"
+        )
+    rows, columns = (max(target_BCHW.shape[axis], feat_BCHW.shape[axis]) for axis in (-2, -1))
+    return resize_map(target_BCHW.float(), (rows, columns)), resize_map(feat_BCHW.float(), (rows, columns))
+
+
+def _pair_loss(target_BCHW: Tensor, feat_BCHW: Tensor, *, kind: str, cosine: str) -> Tensor:
+    if kind == "l2":
+        return functional.mse_loss(feat_BCHW, target_BCHW)
+    distance = _cosine_distance(target_BCHW, feat_BCHW, cosine=cosine)
+    if kind == "cos":
+        return distance
+    return 0.9 * distance + 0.1 * functional.smooth_l1_loss(feat_BCHW, target_BCHW)
+
+
+def _cosine_distance(target_BCHW: Tensor, feat_BCHW: Tensor, *, cosine: str) -> Tensor:
+    if cosine == "token":
+        return 1 - functional.cosine_similarity(target_BCHW, feat_BCHW, dim=1).mean()
+    return 1 - functional.cosine_similarity(target_BCHW.flatten(1), feat_BCHW.flatten(1), dim=1).mean()

@@ -1,0 +1,220 @@
+"""The student: stem, one adapter path per teacher, routers, heads.
+
+Legend: B batch, N patch tokens, C stem width, W teacher width, K output channels, E experts, h w grid, H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from sak.errors import SakError
+from sak.grids import resize_pos_embed, tokens_to_map
+from sak.spec import StudentSpec
+from sak.student.adapters import AdapterPath
+from sak.student.heads import Head
+from sak.student.router import Router
+from sak.student.stem import build_stem, default_levels, run_stem, stem_grid
+from sak.weights import LoadReport, load_strict
+
+__all__ = ["Student", "StudentOutput", "build_student", "load_stage1", "parameter_counts"]
+
+LEVELS = 4
+
+
+class StudentOutput(NamedTuple):
+    """What a student gives for one batch.
+
+    Attributes:
+        aligned: Teacher → four maps ``(B, W, h, w)`` to compare with the teacher's; empty when not asked for.
+        tasks: Task → logits ``(B, K, H, W)`` at image size.
+        gates: Task → four weights ``(B, E)`` over the stem and the teachers, in that order; empty without routers.
+    """
+
+    aligned: dict[str, list[Tensor]]
+    tasks: dict[str, Tensor]
+    gates: dict[str, list[Tensor]]
+
+
+class Student(nn.Module):
+    """A stem with adapter paths, output norms, aligners, routers and heads, as its spec says.
+
+    Source: paper section 3; ``paths="none"`` is the plain many-to-one student the paper compares with.
+    """
+
+    def __init__(self, stem: nn.Module, spec: StudentSpec) -> None:
+        """Assemble the student around a stem from ``build_stem``; blocks beyond the last level are cut off.
+
+        Raises:
+            SakError: the stem does not suit the spec.
+        """
+        super().__init__()
+        width, depth = int(stem.embed_dim), len(stem.blocks)  # type: ignore[arg-type]
+        self.spec = spec
+        self.levels = spec.levels or default_levels(depth)
+        _check(spec, width=width, depth=depth, levels=self.levels)
+        self.stem = stem
+        del stem.blocks[self.levels[-1] + 1 :]  # type: ignore[union-attr, operator]
+        self.grid = stem_grid(stem)
+        blocks = self.levels[-1] + 1
+        has_paths = spec.paths == "adapters"
+        teachers = spec.teacher_widths
+        self.paths = nn.ModuleDict(
+            {name: AdapterPath(width, blocks=blocks, down_ratio=spec.down_ratio) for name in teachers if has_paths}
+        )
+        self.norms = nn.ModuleDict({name: _per_level(partial(nn.LayerNorm, width)) for name in teachers})
+        aligned = teachers if spec.aligners or not has_paths else {}
+        self.aligners = nn.ModuleDict(
+            {name: _per_level(partial(nn.Linear, width, out)) for name, out in aligned.items()}
+        )
+        routed = spec.tasks if spec.router == "mor" else {}
+        self.routers = nn.ModuleDict({task: _routers(width, spec) for task in routed})
+        self.heads = nn.ModuleDict({task: Head(width, channels=channels) for task, channels in spec.tasks.items()})
+
+    def forward(self, images_BCHW: Tensor, *, with_aligned: bool = True) -> StudentOutput:
+        """Run the student.
+
+        Args:
+            images_BCHW: Normalised images of the spec's size.
+            with_aligned: Also give the maps that distillation compares; inference has no use for them.
+
+        Raises:
+            SakError: the images have another size.
+        """
+        size = (images_BCHW.shape[-2], images_BCHW.shape[-1])
+        if size != self.spec.image_size:
+            raise SakError(
+                f"student: expected images of {self.spec.image_size}, got {size}; resize or rebuild the student"
+            )
+        stages_BNC = run_stem(self.stem, images_BCHW)
+        # The level tokens feed many linear layers: one copy off the CLS token here instead of one in each of them.
+        stem_BNC = [stages_BNC[level + 1].contiguous() for level in self.levels]
+        normed_BNC = self._normed(stages_BNC, stem_BNC) if self.paths or with_aligned else {}
+        aligned = {name: self._align(name, tokens) for name, tokens in normed_BNC.items()} if with_aligned else {}
+        tasks: dict[str, Tensor] = {}
+        gates: dict[str, list[Tensor]] = {}
+        experts_BNC = self._experts(stem_BNC, normed_BNC)
+        mixed_BNC = [] if self.routers else [_total(level) for level in experts_BNC]
+        for task, head in self.heads.items():
+            if self.routers:
+                mixed_BNC, gates[task] = self._route(task, experts_BNC)
+            tasks[task] = head(mixed_BNC, self.grid, size)
+        return StudentOutput(aligned, tasks, gates)
+
+    def _normed(self, stages_BNC: list[Tensor], stem_BNC: list[Tensor]) -> dict[str, list[Tensor]]:
+        normed = {}
+        for name in self.norms:
+            states = self.paths[name](stages_BNC, self.levels) if self.paths else stem_BNC
+            normed[name] = [norm(state) for norm, state in zip(_layers(self.norms, name), states, strict=True)]
+        return normed
+
+    def _align(self, name: str, tokens_BNC: list[Tensor]) -> list[Tensor]:
+        if name in self.aligners:
+            layers = _layers(self.aligners, name)
+            tokens_BNC = [layer(tokens) for layer, tokens in zip(layers, tokens_BNC, strict=True)]
+        return [tokens_to_map(tokens, self.grid) for tokens in tokens_BNC]
+
+    def _experts(self, stem_BNC: list[Tensor], normed_BNC: dict[str, list[Tensor]]) -> list[list[Tensor]]:
+        # A plain student's norms serve its aligners only; its heads read the stem itself.
+        paths = list(normed_BNC.values()) if self.paths else []
+        return [[tokens, *(path[level] for path in paths)] for level, tokens in enumerate(stem_BNC)]
+
+    def _route(self, task: str, experts_BNC: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        mixed, gates = [], []
+        for router, experts in zip(_layers(self.routers, task), experts_BNC, strict=True):
+            routed = router(experts[0], experts)
+            mixed.append(routed.tokens_BNC)
+            gates.append(routed.weights_BE)
+        return mixed, gates
+
+
+def build_student(spec: StudentSpec, /, *, pretrained: bool = False, checkpoint: Path | None = None) -> Student:
+    """Build the stem that the spec names, with weights if asked for, and the student around it.
+
+    Raises:
+        SakError: the spec does not fit the stem, or its weights cannot be had (see ``build_stem``).
+    """
+    stem = build_stem(
+        spec.stem,
+        image_size=spec.image_size,
+        overrides=spec.stem_overrides,
+        pretrained=pretrained,
+        checkpoint=checkpoint,
+    )
+    return Student(stem, spec)
+
+
+def load_stage1(
+    student: Student,
+    state: Mapping[str, Tensor],
+    /,
+    *,
+    where: str = "stage-1 weights",
+    source_grid: tuple[int, int] | None = None,
+    drop: tuple[str, ...] = (),
+) -> LoadReport:
+    """Load a distilled student into one with tasks: everything but routers and heads must match.
+
+    Args:
+        state: State dict of a ``Student`` of the same stem, levels and teachers.
+        where: Path or description for the error.
+        source_grid: Token grid of the stage-1 student; None takes a square one. Needed only when it differs.
+        drop: Key prefixes that the student may lack, such as ``norms. aligners.`` for one no longer distilled.
+
+    Raises:
+        CheckpointError: keys or shapes do not match; the message lists them and nothing is loaded.
+        SakError: the position embedding has neither the student's grid nor ``source_grid``.
+    """
+    adapted = dict(state)
+    key = "stem.pos_embed"
+    own = student.state_dict().get(key)
+    if own is not None and key in adapted and (source_grid or adapted[key].shape != own.shape):
+        adapted[key] = resize_pos_embed(
+            adapted[key], student.grid, prefix=own.shape[1] - student.grid[0] * student.grid[1], source=source_grid
+        )
+    return load_strict(student, adapted, where=where, drop=drop, keep=("routers.", "heads."))
+
+
+def parameter_counts(student: Student, /) -> dict[str, int]:
+    """Parameters per part (``stem paths norms aligners routers heads``) and ``total``."""
+    parts: dict[str, nn.Module] = dict(student.named_children())
+    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+    return counts | {"total": sum(counts.values())}
+
+
+def _check(spec: StudentSpec, *, width: int, depth: int, levels: tuple[int, ...]) -> None:
+    if levels[-1] >= depth:
+        raise SakError(f"levels: expected blocks below {depth}, the depth of {spec.stem}, got {levels}; lower them")
+    wrong = {name: got for name, got in spec.teacher_widths.items() if got != width}
+    if spec.paths == "adapters" and not spec.aligners and wrong:
+        raise SakError(
+            f"teacher_widths: without aligners expected the stem's {width}, got {wrong}; set aligners to true"
+        )
+
+
+def _layers(parts: nn.ModuleDict, name: str) -> Iterator[nn.Module]:
+    layers = parts[name]
+    assert isinstance(layers, nn.ModuleList)
+    return iter(layers)
+
+
+def _per_level(make: Callable[[], nn.Module]) -> nn.ModuleList:
+    return nn.ModuleList(make() for _ in range(LEVELS))
+
+
+def _routers(width: int, spec: StudentSpec) -> nn.ModuleList:
+    experts = 1 + len(spec.teacher_widths)
+    return nn.ModuleList(
+        Router(width, experts=experts, noisy=spec.noisy_gating, noise=spec.noise) for _ in range(LEVELS)
+    )
+
+
+def _total(experts_BNC: list[Tensor]) -> Tensor:
+    total_BNC = experts_BNC[0]
+    for expert_BNC in experts_BNC[1:]:
+        total_BNC = total_BNC + expert_BNC
+    return total_BNC

@@ -1,0 +1,62 @@
+"""Everything a teacher's maps depend on, as JSON values, known without building its network."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sak.teachers.families import family_of, pretrained_tag, statistics
+from sak.teachers.packaged import weights_file
+from sak.teachers.spec import TeacherSpec
+from sak.weights import sha256_file
+
+__all__ = ["EXTRACTION", "teacher_identity"]
+
+EXTRACTION = 1
+"""Version of preprocessing and extraction; to be raised when a change of code changes the maps."""
+
+
+def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
+    """Describe a teacher so that two equal descriptions mean equal maps.
+
+    Its name and the place of its weights are left out. Levels that the spec leaves open stay ``"default"``.
+
+    Raises:
+        UnknownNameError: timm has no such model.
+        TeacherError: The file with the weights is missing, or timm has none.
+    """
+    family_of(spec.timm)
+    found = statistics(spec)
+    return {
+        "extraction": EXTRACTION,
+        "timm": spec.timm,
+        "overrides": {key: _plain(spec.overrides[key]) for key in sorted(spec.overrides)},
+        "weights": _weights(spec),
+        "levels": list(spec.levels) or "default",
+        "input_size": None if spec.input_size is None else list(spec.input_size),
+        "resize": spec.resize,
+        "alignment": spec.alignment,
+        "mean": list(found.mean),
+        "std": list(found.std),
+    }
+
+
+def _weights(spec: TeacherSpec) -> dict[str, Any]:
+    if spec.pretrained:
+        return {"pretrained": pretrained_tag(spec.timm)}
+    if spec.random is not None:
+        return {"random": spec.random}
+    path = weights_file(spec).resolve()
+    status = path.stat()
+    return {"sha256": _digest(path, status.st_size, status.st_mtime_ns)}
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, _size: int, _mtime_ns: int) -> str:
+    """Digest a file once per process; size and time are part of the key, so that a replaced file is read again."""
+    return sha256_file(path)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,262 @@
+"""State dicts: strict loading through explicit renames, safe files, atomic saves, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sak.errors import CheckpointError
+
+__all__ = [
+    "LoadReport",
+    "compare_state",
+    "digest_state",
+    "load_metadata",
+    "load_strict",
+    "load_weights",
+    "rename_keys",
+    "save_weights",
+    "sha256_file",
+    "unwrap_state",
+]
+
+_SAFETENSORS = ".safetensors"
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_WRAPPERS = ("model", "state_dict")
+_METADATA_KEY = "sak"
+_SHOWN = 8
+
+
+class LoadReport(NamedTuple):
+    """How a state dict fits a module; ``mismatched`` tells both shapes."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every key of either side has its partner."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def summary(self) -> str:
+        """One line with the faults, the first few of each kind by name."""
+        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("wrong shape", self.mismatched))
+        parts = [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in kinds if names]
+        return "; ".join([f"{len(self.matched)} keys match", *parts])
+
+
+def compare_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], /) -> LoadReport:
+    """Compare names and shapes of what a module wants with what there is, without loading anything."""
+    wrong = [
+        f"{name} (expected {tuple(tensor.shape)}, got {tuple(state[name].shape)})"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    matched = tuple(name for name, tensor in wanted.items() if name in state and state[name].shape == tensor.shape)
+    missing = tuple(name for name in wanted if name not in state)
+    unexpected = tuple(name for name in state if name not in wanted)
+    return LoadReport(matched, missing, unexpected, tuple(wrong))
+
+
+def load_strict(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    /,
+    *,
+    where: str,
+    renames: Sequence[tuple[str, str]] = (),
+    drop: Sequence[str] = (),
+    keep: Sequence[str] = (),
+) -> LoadReport:
+    """Load a state dict, all of it or nothing.
+
+    Args:
+        where: What is being loaded, for the error: a path or a description.
+        renames: Pairs (regular expression, replacement) that turn the module's keys into the state's, see
+            ``rename_keys``; the report speaks of the state's names, which are those the user can look up.
+        drop: Prefixes of keys of the state that the module may lack; they are left out.
+        keep: Prefixes of wanted keys that the state may lack; the module keeps their values.
+
+    Raises:
+        CheckpointError: a key is missing, unexpected or of another shape; the message lists them, nothing is loaded.
+    """
+    own = module.state_dict()
+    wanted = rename_keys(own, renames)
+    used = {name: tensor for name, tensor in state.items() if name in wanted or not name.startswith(tuple(drop))}
+    report = compare_state(wanted, used)
+    report = report._replace(missing=tuple(name for name in report.missing if not name.startswith(tuple(keep))))
+    if not report.fits:
+        raise CheckpointError(
+            f"{where}: expected the weights of this very network, got {report.summary()};"
+            " check that the checkpoint and the configured model belong together"
+        )
+    loaded = {ours: used[theirs] for ours, theirs in zip(own, wanted, strict=True) if theirs in used}
+    module.load_state_dict(loaded, strict=False)
+    return report
+
+
+def rename_keys(state: Mapping[str, Tensor], renames: Sequence[tuple[str, str]], /) -> dict[str, Tensor]:
+    """Rename keys, in order: the first pattern that matches a whole key decides; a key that none matches stays.
+
+    Raises:
+        CheckpointError: two keys get the same name.
+    """
+    patterns = [(re.compile(pattern), replacement) for pattern, replacement in renames]
+    renamed: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for old, tensor in state.items():
+        match = next(((found, to) for pattern, to in patterns if (found := pattern.fullmatch(old))), None)
+        new = old if match is None else match[0].expand(match[1])
+        if new in renamed:
+            raise CheckpointError(
+                f"renaming: expected distinct keys, got {new!r} from both {origin[new]!r} and {old!r};"
+                " narrow the patterns"
+            )
+        renamed[new], origin[new] = tensor, old
+    return renamed
+
+
+def unwrap_state(loaded: Mapping[str, object], /) -> dict[str, Tensor]:
+    """Take the state dict out of a training checkpoint (``model`` or ``state_dict``) and off a DDP ``module.`` prefix.
+
+    Raises:
+        CheckpointError: what is left is not a mapping of names to tensors.
+    """
+    inner: Mapping[str, object] = loaded
+    for wrapper in _WRAPPERS:
+        candidate = inner.get(wrapper)
+        if isinstance(candidate, Mapping):
+            inner = candidate
+    foreign = [f"{name} ({type(value).__name__})" for name, value in inner.items() if not isinstance(value, Tensor)]
+    if foreign or not inner:
+        raise CheckpointError(
+            f"checkpoint: expected names with tensors, bare or under {' or '.join(_WRAPPERS)}, got"
+            f" {_shorten(foreign) or 'nothing'}; extract the state dict first"
+        )
+    state = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def load_weights(path: Path, /) -> dict[str, Tensor]:
+    """Read a state dict onto the CPU: ``.safetensors``, or a torch file in weights-only mode (nothing in it runs).
+
+    Raises:
+        CheckpointError: no such file, an unknown suffix, or bytes that are no such file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint: expected a file, found none at {path}; check the path")
+    if path.suffix == _SAFETENSORS:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"checkpoint {path}: expected a safetensors file, got {error}; fetch it again"
+            ) from error
+    if path.suffix not in _TORCH_SUFFIXES:
+        known = ", ".join((_SAFETENSORS, *_TORCH_SUFFIXES))
+        raise CheckpointError(f"checkpoint {path}: expected one of {known}, got {path.suffix!r}; convert the file")
+    return unwrap_state(_load_torch(path))
+
+
+def _load_torch(path: Path) -> Mapping[str, object]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    # Damaged or hostile bytes surface as any of a dozen types, pickle's own among them; all mean: not a weights file.
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"checkpoint {path}: expected tensors only (torch weights-only), got: {first_line};"
+            " save the state dict alone, best as .safetensors"
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(
+            f"checkpoint {path}: expected a state dict, got {type(loaded).__name__}; save state_dict()"
+        )
+    return loaded
+
+
+def load_metadata(path: Path, /) -> dict[str, str]:
+    """Read the metadata that ``save_weights`` wrote; empty for a file of other origin.
+
+    Raises:
+        CheckpointError: no such file or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY, "{}")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path}: expected a safetensors file, got {error}; check the path") from error
+    return {str(key): str(value) for key, value in json.loads(text).items()}
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], /, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically: whoever opens ``path`` sees the old file or the whole new one.
+
+    The same tensors and metadata always give the same bytes.
+
+    Raises:
+        CheckpointError: ``path`` does not end in .safetensors.
+    """
+    if path.suffix != _SAFETENSORS:
+        raise CheckpointError(f"checkpoint {path}: expected the suffix {_SAFETENSORS}, got {path.suffix!r}; rename it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Copies, because safetensors refuses tensors that share memory, as tied weights and views do.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    # One entry only: the header keeps several in no fixed order, and equal weights shall be equal bytes.
+    text = json.dumps(dict(metadata or {}), sort_keys=True, ensure_ascii=False)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={_METADATA_KEY: text})
+        os.chmod(temporary, 0o644)
+        _sync(Path(temporary))
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def digest_state(state: Mapping[str, Tensor], /) -> str:
+    """SHA-256 over names, types, shapes and values, whatever the order of the keys."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sha256_file(path: Path, /) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -1,0 +1,54 @@
+"""JSON documents that carry their kind, format version and own digest, so that any flipped byte in them is found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from store.errors import CorruptShardError, FormatError
+from store.fingerprint import digest_json
+
+__all__ = ["FORMAT_VERSION", "MAX_DOCUMENT_BYTES", "parse_document", "render_document"]
+
+FORMAT_VERSION = 1
+MAX_DOCUMENT_BYTES = 64 << 20
+"""A bound on what a hostile store can make us parse."""
+
+
+def render_document(kind: str, body: Mapping[str, Any]) -> bytes:
+    """Render a document deterministically: equal bodies give equal bytes.
+
+    Raises:
+        FormatError: The body is not JSON.
+    """
+    content = {"body": dict(body), "format_version": FORMAT_VERSION, "kind": kind}
+    content["sha256"] = digest_json(content)
+    text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8") + b"\n"
+
+
+def parse_document(data: bytes, *, kind: str, where: str) -> dict[str, Any]:
+    """Return the body of a document after checking its version, kind and every byte.
+
+    Raises:
+        FormatError: It is no document of this kind, or a newer program wrote it.
+        CorruptShardError: It is one, but its bytes have changed since it was written.
+    """
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptShardError(f"{where}: expected a JSON document, got {error}; run sak store verify") from error
+    if not isinstance(content, dict) or not isinstance(content.get("body"), dict):
+        raise FormatError(f"{where}: expected a {kind} document, got other JSON; is this a sak store?")
+    version = content.get("format_version")
+    if type(version) is not int or version > FORMAT_VERSION:
+        raise FormatError(
+            f"{where}: format version {version!r} is newer than {FORMAT_VERSION}, which this sak reads; upgrade sak"
+        )
+    if content.get("kind") != kind:
+        raise FormatError(f"{where}: expected a {kind} document, got kind {content.get('kind')!r}")
+    body: dict[str, Any] = content["body"]
+    if render_document(kind, body) != data:
+        raise CorruptShardError(f"{where}: its bytes differ from its own digest; run sak store verify")
+    return body

@@ -1,0 +1,238 @@
+"""What a view set and a column are: frozen, validated, JSON both ways.
+
+N is rows, C components, H and W the token grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.codecs.base import Array, Codec, LevelSpec
+from store.codecs.registry import codec_from_json
+from store.document import FORMAT_VERSION
+from store.errors import FormatError, MissingRowsError, StoreError
+from store.fingerprint import digest_bytes, fingerprint, plain_json
+from store.root import check_name
+
+__all__ = ["ColumnSpec", "LevelSpec", "ViewSetSpec", "digest_array"]
+
+MAX_LEVELS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewSetSpec:
+    """A fixed, shuffled list of (image, view) rows: ``row = view * images + permuted image``.
+
+    ``source`` says what the images are, ``view`` how a view is drawn from one; both are JSON that the pipeline owns.
+
+    Raises:
+        FormatError: A field is malformed.
+    """
+
+    name: str
+    source: Mapping[str, Any]
+    view: Mapping[str, Any]
+    images: int
+    views: int
+    rows_per_shard: int
+    order_seed: int
+    seed: int
+    dataset: str
+    tasks: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name, what="view set name")
+        object.__setattr__(self, "source", plain_json(dict(self.source)))
+        object.__setattr__(self, "view", plain_json(dict(self.view)))
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        for name in ("images", "views", "rows_per_shard"):
+            if type(getattr(self, name)) is not int or not 1 <= getattr(self, name) < 1 << 40:
+                raise FormatError(f"view set {self.name}: {name}: expected at least 1, got {getattr(self, name)!r}")
+        for name in ("order_seed", "seed"):
+            if type(getattr(self, name)) is not int:
+                raise FormatError(f"view set {self.name}: {name}: expected an integer, got {getattr(self, name)!r}")
+        if not all(isinstance(text, str) for text in (self.dataset, *self.tasks)):
+            raise FormatError(f"view set {self.name}: dataset and tasks: expected text, got {self.dataset!r}")
+
+    @property
+    def rows(self) -> int:
+        """Images times views."""
+        return self.images * self.views
+
+    @property
+    def parts(self) -> int:
+        """Shards, the last one possibly short."""
+        return -(-self.rows // self.rows_per_shard)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that cover every field."""
+        return fingerprint(self.to_json())
+
+    def part_rows(self, part: int, /) -> range:
+        """Rows of one part.
+
+        Raises:
+            MissingRowsError: There is no such part.
+        """
+        if not 0 <= part < self.parts:
+            raise MissingRowsError(f"view set {self.name}: expected a part from 0 to {self.parts - 1}, got {part}")
+        start = part * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.rows))
+
+    def part_of(self, row: int, /) -> int:
+        """Part that holds a row.
+
+        Raises:
+            MissingRowsError: There is no such row.
+        """
+        if not 0 <= row < self.rows:
+            raise MissingRowsError(f"view set {self.name}: expected a row from 0 to {self.rows - 1}, got {row}")
+        return row // self.rows_per_shard
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain form."""
+        return {field.name: plain_json(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], /) -> ViewSetSpec:
+        """Inverse of ``to_json``.
+
+        Raises:
+            FormatError: Keys are missing or unknown, or a field is malformed.
+        """
+        _require_keys(value, known=[field.name for field in fields(cls)], what="view set")
+        try:
+            return cls(**value)
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"view set: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnSpec:
+    """The encoded features of one teacher over one view set.
+
+    ``identity`` is JSON from the pipeline that covers everything the features depend on besides the pixels: digest of
+    the weights, architecture, input size, resize, pad, normalisation, chosen blocks, grid.
+
+    Raises:
+        FormatError: A field is malformed.
+    """
+
+    view_set: str
+    teacher: str
+    identity: Mapping[str, Any]
+    levels: tuple[LevelSpec, ...]
+    codec: Codec
+
+    def __post_init__(self) -> None:
+        check_name(self.view_set, what="view set name")
+        check_name(self.teacher, what="teacher name")
+        object.__setattr__(self, "identity", plain_json(dict(self.identity)))
+        object.__setattr__(self, "levels", tuple(self.levels))
+        if not 1 <= len(self.levels) <= MAX_LEVELS:
+            raise FormatError(f"column {self.teacher}: expected 1 to {MAX_LEVELS} levels, got {len(self.levels)}")
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that cover identity, levels, codec with its assets, and format version.
+
+        Not the view set: the same need over another view set has the same fingerprint.
+        """
+        covered = {key: item for key, item in self.to_json().items() if key in ("identity", "levels", "codec")}
+        assets = {name: digest_array(array) for name, array in self.codec.assets().items()}
+        return fingerprint({**covered, "assets": assets, "format_version": FORMAT_VERSION})
+
+    @property
+    def name(self) -> str:
+        """Folder name, ``<teacher>-<fingerprint>``."""
+        return f"{self.teacher}-{self.fingerprint}"
+
+    @property
+    def encoded_bytes_per_row(self) -> int:
+        """Bytes of one row's stored arrays before the byte codec."""
+        return sum(part.row_bytes for level in self.levels for part in self.codec.parts(level).values())
+
+    @property
+    def fp16_bytes_per_row(self) -> int:
+        """Bytes the same row would take as plain float16, the yardstick for every codec."""
+        return sum(2 * level.values for level in self.levels)
+
+    def encode(self, feat_NCHW: Array, /, *, level: int) -> dict[str, Array]:
+        """Encode a batch of one level's maps where they are.
+
+        Raises:
+            StoreError: The shape is not the level's, or a value cannot be represented; names teacher and level.
+        """
+        expected = self._level(level).shape
+        if tuple(feat_NCHW.shape[1:]) != expected or len(feat_NCHW.shape) != 4:
+            raise StoreError(
+                f"teacher {self.teacher}, level {level}: expected features (rows, {str(expected)[1:-1]}), "
+                f"got {tuple(feat_NCHW.shape)}"
+            )
+        try:
+            return self.codec.encode(feat_NCHW, level=level)
+        except StoreError as error:
+            raise type(error)(f"teacher {self.teacher}, {error}") from error
+
+    def decode(self, parts: Mapping[str, Array], /, *, level: int) -> Array:
+        """Decode a batch of one level where its parts are: float32 ``(N, C, H, W)``.
+
+        Raises:
+            FormatError: The parts are not the codec's, or there is no such level.
+        """
+        self._level(level)
+        return self.codec.decode(parts, level=level)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain form, without the codec's assets."""
+        return {
+            "view_set": self.view_set,
+            "teacher": self.teacher,
+            "identity": plain_json(self.identity),
+            "levels": [level.to_json() for level in self.levels],
+            "codec": self.codec.to_json(),
+        }
+
+    @classmethod
+    def from_json(
+        cls, value: Mapping[str, Any], /, *, assets: Mapping[str, NDArray[np.generic]] | None = None
+    ) -> ColumnSpec:
+        """Inverse of ``to_json``, given the codec's assets.
+
+        Raises:
+            FormatError: Keys are missing or unknown, or a field is malformed.
+        """
+        _require_keys(value, known=[field.name for field in fields(cls)], what="column")
+        if not isinstance(value["levels"], list) or not isinstance(value["identity"], Mapping):
+            raise FormatError("column: expected a list of levels and an identity object")
+        return cls(
+            view_set=value["view_set"],
+            teacher=value["teacher"],
+            identity=value["identity"],
+            levels=tuple(LevelSpec.from_json(level) for level in value["levels"]),
+            codec=codec_from_json(value["codec"], assets=assets),
+        )
+
+    def _level(self, level: int) -> LevelSpec:
+        if not 0 <= level < len(self.levels):
+            raise FormatError(f"teacher {self.teacher}: expected a level from 0 to {len(self.levels) - 1}, got {level}")
+        return self.levels[level]
+
+
+def digest_array(array: NDArray[np.generic], /) -> str:
+    """SHA-256 over dtype, shape and little-endian bytes of an array."""
+    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    head = f"{little.dtype.str}{little.shape}".encode()
+    return digest_bytes(head + little.tobytes())
+
+
+def _require_keys(value: Mapping[str, Any], *, known: list[str], what: str) -> None:
+    if not isinstance(value, Mapping) or set(value) != set(known):
+        got = sorted(value) if isinstance(value, Mapping) else value
+        raise FormatError(f"{what}: expected the keys {known}, got {got}")

@@ -1,0 +1,320 @@
+"""A view set on disk: images, label maps and draws of its rows, one part at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.commits import DEFAULT_HINT, CommitLog, PartCommit, Summary, digest_objects, part_name
+from store.document import MAX_DOCUMENT_BYTES, parse_document
+from store.errors import CorruptShardError, FormatError
+from store.fingerprint import canonical_json, digest_bytes, digest_keys
+from store.root import Root
+from store.rows import FileEntry, IndexRow, ViewRow, image_suffix, parse_index, render_index
+from store.shard import Stamp
+from store.spec import ViewSetSpec
+from store.tarball import build_tar
+
+__all__ = ["ReadOptions", "ViewSet"]
+
+_CACHED_PARTS = 64
+_MAX_INDEX_BYTES = 1 << 30
+_VERIFY = ("shard", "row", "size")
+_ENGINES = ("direct", "zarr", "zarrs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How readers behave.
+
+    ``verify``: ``shard`` compares each file's SHA-256 with its commit record when the process first touches it, and
+    checks every row on every read; ``row`` only the latter; ``size`` does without row digests where a file's format
+    has none of its own (images). ``hint`` ends the error about missing rows. ``engine`` reads columns: ``direct``, or
+    through the ``zarr`` library, or through it with the ``zarrs`` codec pipeline; all give equal results.
+
+    Raises:
+        FormatError: An option has an unknown value.
+    """
+
+    verify: str = "shard"
+    hint: str = DEFAULT_HINT
+    engine: str = "direct"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("verify", _VERIFY), ("engine", _ENGINES)):
+            if getattr(self, name) not in choices:
+                raise FormatError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+
+class ViewSet:
+    """Reads and writes one view set; safe to share between threads and to send to other processes.
+
+    Raises:
+        FormatError: ``view_set.json`` is missing or is not this view set's.
+        CorruptShardError: Its bytes have changed.
+    """
+
+    def __init__(self, root: Root, name: str, *, options: ReadOptions | None = None) -> None:
+        self._root = root
+        self._options = options or ReadOptions()
+        self.folder = f"views/{name}"
+        self.spec = _load_spec(root, self.folder)
+        if self.spec.name != name:
+            raise FormatError(f"{self.folder}: expected the view set {name}, got {self.spec.name}; a folder was moved")
+        self.commits = CommitLog(root, self.folder, spec=self.spec, hint=self._options.hint)
+        self._indices: OrderedDict[int, tuple[IndexRow, ...]] = OrderedDict()
+        self._verified: dict[int, Stamp] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_reopen, (self._root, self.name, self._options))
+
+    @property
+    def name(self) -> str:
+        """Name of the view set."""
+        return self.spec.name
+
+    def committed_parts(self) -> tuple[int, ...]:
+        """Parts that exist, ascending."""
+        return self.commits.parts()
+
+    def missing_parts(self) -> tuple[int, ...]:
+        """Parts still to be written, ascending."""
+        done = set(self.committed_parts())
+        return tuple(part for part in range(self.spec.parts) if part not in done)
+
+    def write_part(self, part: int, rows: Sequence[ViewRow], *, seconds: float = 0.0) -> PartCommit:
+        """Publish one part: all of its rows, in order. A part that is already committed is left alone.
+
+        Raises:
+            FormatError: The rows are not exactly the part's.
+            StoreError: The disk is full or fails; nothing is committed.
+        """
+        self._check_rows(part, rows)
+        tar = build_tar([item for row in rows for item in _row_files(row)])
+        positions = {(member.row, member.suffix): member for member in tar.members}
+        index = []
+        for row in rows:
+            entries = tuple(
+                FileEntry(
+                    suffix=suffix,
+                    offset=positions[row.row, suffix].offset,
+                    size=len(data),
+                    sha256=digest_bytes(data),
+                )
+                for suffix, data in sorted(row.files.items())
+            )
+            index.append(_index_row(row, entries))
+        objects = {_tar_path(part): tar.data, _index_path(part): render_index(index)}
+        commit = PartCommit(
+            owner=self.folder,
+            part=part,
+            start=rows[0].row,
+            stop=rows[-1].row + 1,
+            keys_sha256=digest_keys(row.key for row in rows),
+            objects=digest_objects(objects),
+            excluded=tuple(row.row for row in rows if row.error is not None),
+        )
+        return self.commits.publish(commit, objects=objects, seconds=seconds)
+
+    def read_part(self, part: int) -> list[ViewRow]:
+        """All rows of a part, verified.
+
+        Raises:
+            MissingRowsError: The part is not committed.
+            CorruptShardError: Stored bytes differ from the commit record.
+        """
+        return self.read_rows(self.spec.part_rows(part))
+
+    def read_rows(self, rows: Sequence[int] | NDArray[np.int64]) -> list[ViewRow]:
+        """Rows in the order asked for, reading only their files.
+
+        Raises:
+            MissingRowsError: A row does not exist or is not committed.
+            CorruptShardError: Stored bytes differ from the commit record.
+        """
+        wanted = [int(row) for row in rows]
+        parts = sorted({self.spec.part_of(row) for row in wanted})
+        self.commits.require(parts)
+        found: dict[int, ViewRow] = {}
+        for part in parts:
+            found.update(self._read_from(part, {row for row in wanted if self.spec.part_of(row) == part}))
+        return [found[row] for row in wanted]
+
+    def index(self, part: int) -> tuple[IndexRow, ...]:
+        """What the index says of a part's rows; a few parts stay in memory.
+
+        Raises:
+            MissingRowsError: The part is not committed.
+            CorruptShardError: The index differs from the commit record.
+        """
+        with self._lock:
+            if part in self._indices:
+                self._indices.move_to_end(part)
+                return self._indices[part]
+        index = self.load_index(part)
+        with self._lock:
+            self._indices[part] = index
+            while len(self._indices) > _CACHED_PARTS:
+                self._indices.popitem(last=False)
+        return index
+
+    def load_index(self, part: int) -> tuple[IndexRow, ...]:
+        """Read and check a part's index, whatever was read before.
+
+        Raises:
+            MissingRowsError: The part is not committed.
+            CorruptShardError: The index differs from the commit record.
+        """
+        commit = self.commits.require([part])[0]
+        relative = f"{self.folder}/{_index_path(part)}"
+        where = str(self._root.local(relative))
+        data = self._root.read_bytes(relative, max_bytes=_MAX_INDEX_BYTES)
+        expected = commit.objects.get(_index_path(part))
+        if expected is None or digest_bytes(data) != expected.sha256:
+            raise _corrupt(where, commit.rows, "its SHA-256 differs from the commit record")
+        index = parse_index(data, where=where)
+        if [row.row for row in index] != list(commit.rows) or digest_keys(
+            row.key for row in index
+        ) != commit.keys_sha256:
+            raise _corrupt(where, commit.rows, "its rows or keys are not those of the commit record")
+        return index
+
+    def keys(self, part: int) -> tuple[str, ...]:
+        """Sample keys of a part's rows, in order."""
+        return tuple(row.key for row in self.index(part))
+
+    def key_digest(self, part: int) -> str:
+        """Digest of a part's ordered keys.
+
+        Raises:
+            MissingRowsError: The part is not committed.
+        """
+        return self.commits.require([part])[0].keys_sha256
+
+    def usable_rows(self) -> NDArray[np.int64]:
+        """Committed rows that have an image, ascending; shape ``(rows,)``."""
+        rows = []
+        for commit in self.commits.require(self.committed_parts()):
+            part_rows = np.arange(commit.start, commit.stop, dtype=np.int64)
+            rows.append(part_rows[~np.isin(part_rows, np.array(commit.excluded, dtype=np.int64))])
+        return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+
+    def summary(self) -> Summary:
+        """Rows, parts, bytes and seconds so far."""
+        return self.commits.summary(fp16_bytes_per_row=0)
+
+    def discard(self, part: int) -> None:
+        """Remove a part's commit record, so that a rerun makes it again."""
+        with self._lock:
+            self._indices.pop(part, None)
+            self._verified.pop(part, None)
+        self.commits.discard(part)
+
+    def tar_path(self, part: int) -> Path:
+        """A part's tar on disk, for readers of WebDataset."""
+        return self._root.local(f"{self.folder}/{_tar_path(part)}")
+
+    def _read_from(self, part: int, wanted: set[int]) -> dict[int, ViewRow]:
+        path = self.tar_path(part)
+        entries = [row for row in self.index(part) if row.row in wanted]
+        try:
+            with open(path, "rb") as file:
+                self._verify_tar(part, file.fileno(), path)
+                return {row.row: self._read_row(file.fileno(), row, path) for row in entries}
+        except OSError as error:
+            rows = self.spec.part_rows(part)
+            raise _corrupt(str(path), rows, f"cannot be read ({error.strerror})") from error
+
+    def _verify_tar(self, part: int, descriptor: int, path: Path) -> None:
+        info = os.fstat(descriptor)
+        stamp = Stamp(info.st_ino, info.st_size, info.st_mtime_ns)
+        commit = self.commits.require([part])[0]
+        expected = commit.objects.get(_tar_path(part))
+        if expected is None or stamp.size != expected.size:
+            raise _corrupt(str(path), commit.rows, f"its size {stamp.size} differs from the commit record")
+        if self._options.verify == "shard" and self._verified.get(part) != stamp:
+            if self._root.digest(f"{self.folder}/{_tar_path(part)}") != expected.sha256:
+                raise _corrupt(str(path), commit.rows, "its SHA-256 differs from the commit record")
+            self._verified[part] = stamp
+
+    def _read_row(self, descriptor: int, row: IndexRow, path: Path) -> ViewRow:
+        files = {}
+        size = os.fstat(descriptor).st_size
+        for entry in row.files:
+            inside = 0 <= entry.offset and 0 <= entry.size <= size - entry.offset
+            data = os.pread(descriptor, entry.size, entry.offset) if inside else b""
+            damaged = self._options.verify != "size" and digest_bytes(data) != entry.sha256
+            if not inside or damaged or len(data) != entry.size:
+                raise _corrupt(str(path), range(row.row, row.row + 1), f"{entry.suffix} differs from the index")
+            files[entry.suffix] = data
+        return ViewRow(
+            row=row.row, key=row.key, view=row.view, files=files, draw=row.draw, label=row.label, error=row.error
+        )
+
+    def _check_rows(self, part: int, rows: Sequence[ViewRow]) -> None:
+        expected = self.spec.part_rows(part)
+        if [row.row for row in rows] != list(expected):
+            raise FormatError(
+                f"{self.folder} part {part}: expected the rows {expected.start} to {expected.stop - 1} in order, got "
+                f"{len(rows)} rows {[row.row for row in rows[:8]]}"
+            )
+        wrong = [row.row for row in rows if row.view != row.row // self.spec.images]
+        if wrong:
+            raise FormatError(f"{self.folder} part {part}: rows {wrong[:8]}: view differs from row // images")
+        if len({(row.key, row.view) for row in rows}) != len(rows):
+            raise FormatError(f"{self.folder} part {part}: two rows have the same key and view")
+
+
+def _reopen(root: Root, name: str, options: ReadOptions) -> ViewSet:
+    return ViewSet(root, name, options=options)
+
+
+def _load_spec(root: Root, folder: str) -> ViewSetSpec:
+    relative = f"{folder}/view_set.json"
+    data = root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES)
+    return ViewSetSpec.from_json(parse_document(data, kind="view_set", where=str(root.local(relative))))
+
+
+def _tar_path(part: int) -> str:
+    return f"images/{part_name(part)}.tar"
+
+
+def _index_path(part: int) -> str:
+    return f"index/{part_name(part)}.parquet"
+
+
+def _corrupt(path: str, rows: range, problem: str) -> CorruptShardError:
+    return CorruptShardError(f"{path}: rows {rows.start} to {rows.stop - 1}: {problem}; run sak store verify")
+
+
+def _row_files(row: ViewRow) -> list[tuple[int, str, bytes]]:
+    """A row's tar members; the JSON one serves those who read the tar without the index."""
+    if not row.files:
+        return []
+    about = {"key": row.key, "view": row.view, "draw": dict(row.draw), "label": row.label}
+    files = [(row.row, suffix, data) for suffix, data in sorted(row.files.items())]
+    return [*files, (row.row, "json", canonical_json(about))]
+
+
+def _index_row(row: ViewRow, entries: tuple[FileEntry, ...]) -> IndexRow:
+    where = f"row {row.row}"
+    suffix = image_suffix([entry.suffix for entry in entries], where=where) if entries else None
+    images = {entry.suffix: entry.sha256 for entry in entries}
+    return IndexRow(
+        row=row.row,
+        key=row.key,
+        view=row.view,
+        label=row.label,
+        draw=row.draw,
+        error=row.error,
+        image_sha256=images[suffix] if suffix else None,
+        files=entries,
+    )
