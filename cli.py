@@ -6,9 +6,9 @@ Stages are imported inside the commands, so that ``sak --help`` loads no torch.
 from __future__ import annotations
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -36,14 +36,14 @@ app.add_typer(teachers_app, name="teachers")
 
 Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML); the shipped ones are in workflows/.")]
 Overrides = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Argument(help="Overrides KEY=VALUE with dotted keys, read as YAML: distill.steps=100 student.router=none"),
 ]
-Runs = Annotated[Optional[list[str]], typer.Option("--run", "-r", help="Only this run of the recipe; repeat for several.")]
+Runs = Annotated[list[str] | None, typer.Option("--run", "-r", help="Only this run of the recipe; repeat for several.")]
 Root = Annotated[Path, typer.Argument(help="Folder of the store.")]
 
 
-class Layout(str, Enum):
+class Layout(StrEnum):
     """On-disk layouts that ``sak data scenes`` writes."""
 
     imagefolder = "imagefolder"
@@ -95,7 +95,9 @@ def evaluate(recipe: Recipe, overrides: Overrides = None, only: Runs = None) -> 
 def report(
     recipe: Recipe,
     overrides: Overrides = None,
-    out: Annotated[Optional[Path], typer.Option(help="File to write; by default report.html in the recipe's folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; by default report.html in the recipe's folder.")
+    ] = None,
 ) -> None:
     """Print the results table of finished runs and write one self-contained HTML page."""
     from rich.console import Console
@@ -141,7 +143,9 @@ def store_ls(root: Root) -> None:
 
 
 @store_app.command("info")
-def store_info(root: Root, name: Annotated[str, typer.Argument(help="A view set or column, as sak store ls prints it.")]) -> None:
+def store_info(
+    root: Root, name: Annotated[str, typer.Argument(help="A view set or column, as sak store ls prints it.")]
+) -> None:
     """Show all that is recorded of a view set or column, with its codec's measured error."""
     from pipeline.stages.inspect import show
 

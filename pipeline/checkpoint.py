@@ -30,7 +30,13 @@ class Position(NamedTuple):
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, scaler: torch.amp.GradScaler, keep: int
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    scaler: torch.amp.GradScaler,
+    keep: int,
 ) -> Path:
     """Write ``step-000000123.safetensors`` and delete all but the newest ``keep``."""
     tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
@@ -70,7 +76,9 @@ def load_checkpoint(
                 groups[group][rest] = file.get_tensor(name)
         step = int(metadata["step"])
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint ({error}); delete it to resume from the one before") from error
+        raise CheckpointError(
+            f"{path}: damaged checkpoint ({error}); delete it to resume from the one before"
+        ) from error
     missing, unexpected = model.load_state_dict(groups["model"], strict=False)
     if missing or unexpected:
         raise CheckpointError(f"{path}: another model's checkpoint; missing {missing[:5]}, unexpected {unexpected[:5]}")
@@ -84,7 +92,7 @@ def load_checkpoint(
 
 def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, object]]:
     """Optimiser state by parameter name, so that a file does not depend on the order of parameter groups."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {names[parameter]: state for parameter, state in optimizer.state.items()}
 
 

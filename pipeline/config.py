@@ -8,6 +8,7 @@ arguments for the classes of ``sak`` and ``store``.
 from __future__ import annotations
 
 from dataclasses import field
+from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict
@@ -119,7 +120,7 @@ class TeacherConfig:
         return TeacherSpec(
             name=name,
             timm=self.timm,
-            checkpoint=self.checkpoint,
+            checkpoint=Path(self.checkpoint) if self.checkpoint else None,
             pretrained=self.pretrained,
             builtin=self.builtin,
             random=self.random,
@@ -154,7 +155,7 @@ class StudentConfig:
     """
 
     stem: str = "vit_small_patch16_384"
-    overrides: dict[str, int | float] = field(default_factory=dict)
+    overrides: dict[str, int] = field(default_factory=dict)
     checkpoint: str | None = None
     pretrained: bool = False
     levels: tuple[int, ...] = ()
@@ -301,7 +302,7 @@ class Study:
 
     @property
     def final_targets(self) -> Targets | None:
-        """Where the last stage's teacher loss takes its targets; ``None`` when it has none, and so nothing stays aligned."""
+        """Where the last stage's teacher loss takes its targets; ``None`` when it has none: nothing stays aligned."""
         if self.finetune is None:
             return self.distill.targets if self.distill else None
         return self.finetune.targets if self.finetune.alpha > 0 and self.student_teachers else None

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.images.sample import ImageSample
-from pipeline.pixels import decode_sample, to_tensors
+from pipeline.pixels import decode_sample
 from pipeline.targets import Encoded, TargetSource
+from pipeline.tensors import to_tensors
 from store.order import epoch_rows
 from store.viewset import ViewSet
 
@@ -127,6 +128,7 @@ class Loader:
                     return ready.put(item, timeout=0.1)
                 except queue.Full:
                     continue
+            return None
 
         def work() -> None:
             try:

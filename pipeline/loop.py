@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import torch
 from rich.progress import Progress, TaskID
@@ -28,8 +29,13 @@ from pipeline.tracking import CONSOLE, MetricsLog, progress_bar
 
 __all__ = ["Interrupted", "TrainPlan", "train"]
 
-LossFunction = Callable[[Batch], Mapping[str, Tensor]]
-"""A batch to named scalars, one of them ``total``."""
+
+class LossFunction(Protocol):
+    """A batch to named scalars, one of them ``total``."""
+
+    def __call__(self, batch: Batch, /) -> Mapping[str, Tensor]:
+        """Losses of one batch."""
+        ...
 
 
 class Interrupted(PipelineError):
@@ -80,9 +86,7 @@ class _StopFlag:
                 signal.signal(number, handler)
 
 
-def train(
-    model: nn.Module, losses: LossFunction, loader: Loader, *, plan: TrainPlan, folder: Path, label: str
-) -> None:
+def train(model: nn.Module, losses: LossFunction, loader: Loader, *, plan: TrainPlan, folder: Path, label: str) -> None:
     """Train to ``plan.steps``, resuming from the newest checkpoint of ``folder``.
 
     Raises:
@@ -151,7 +155,7 @@ class _Run:
         with autocast(self.device, precision=self.plan.precision):
             named = losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(named["total"]).backward()
+        torch.autograd.backward(self.scaler.scale(named["total"]))
         if self.plan.clip > 0:
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)

@@ -10,10 +10,8 @@ import io
 import struct
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,7 +19,7 @@ from pipeline.errors import BadImageError, DataError
 from pipeline.images.sample import ImageSample
 from pipeline.transforms import Array
 
-__all__ = ["IMAGE_FILE", "LABEL_FILES", "MAX_PIXELS", "TensorBatch", "decode_sample", "encode_sample", "to_tensors"]
+__all__ = ["IMAGE_FILE", "LABEL_FILES", "MAX_PIXELS", "decode_sample", "encode_sample"]
 
 IMAGE_FILE = "png"
 LABEL_FILES: Mapping[str, str] = MappingProxyType(
@@ -46,13 +44,6 @@ _NPY: dict[str, np.dtype[np.float16] | np.dtype[np.float32]] = {
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _RLE = 3  # zlib's run-length strategy: on PNG's filtered rows smaller and faster than level 1's default
 _REMEDY = "restore the shard from a copy or extract it again"
-
-
-class TensorBatch(NamedTuple):
-    """Pixels ``(B, 3, H, W)`` uint8 and, per task, labels ``(B, 1, H, W)`` or ``(B, 3, H, W)`` float32."""
-
-    pixels: torch.Tensor
-    labels: dict[str, torch.Tensor]
 
 
 def encode_sample(sample: ImageSample) -> dict[str, bytes]:
@@ -96,31 +87,6 @@ def decode_sample(files: Mapping[str, bytes], *, key: str, tasks: Sequence[str])
         if labels[task].shape[:2] != size:
             raise BadImageError(f"{where}: expected {size} as the image, got {labels[task].shape[:2]}; {_REMEDY}")
     return ImageSample(key=key, image=image, labels=labels)
-
-
-def to_tensors(samples: Sequence[ImageSample]) -> TensorBatch:
-    """Stack views of one size and one set of tasks; label values stay as they are, invalid codes included.
-
-    Raises:
-        DataError: No samples, or samples of several sizes or sets of tasks.
-    """
-    if not samples:
-        raise DataError("expected at least one sample to stack, got none; give a batch of one or more")
-    first = samples[0]
-    for sample in samples[1:]:
-        if sample.image.shape != first.image.shape or set(sample.labels) != set(first.labels):
-            raise DataError(
-                f"{sample.key}: expected {first.image.shape} with labels {sorted(first.labels)} as {first.key}, got "
-                f"{sample.image.shape} with {sorted(sample.labels)}; use one view set in a batch"
-            )
-    pixels_BHWC = torch.from_numpy(np.stack([sample.image for sample in samples]))
-    labels = {task: _stack([sample.labels[task] for sample in samples]) for task in first.labels}
-    return TensorBatch(pixels_BHWC.permute(0, 3, 1, 2).contiguous(), labels)
-
-
-def _stack(arrays: Sequence[Array]) -> torch.Tensor:
-    label = torch.from_numpy(np.stack(arrays).astype(np.float32, copy=False))
-    return label.unsqueeze(1) if label.ndim == 3 else label.permute(0, 3, 1, 2).contiguous()
 
 
 def _shape(task: str, size: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """YAML recipes: read, override, validate, and expand into runs.
 
-A recipe is one YAML mapping. ``name``, ``out``, ``runs``, ``baselines`` and ``report`` belong to the recipe as a whole; all other
-keys describe the ``Study`` that every run starts from. Each run sets dotted keys on top.
+A recipe is one YAML mapping. ``name``, ``out``, ``runs``, ``baselines`` and ``summary`` belong to the recipe as a
+whole; all other keys describe the ``Study`` that every run starts from. Each run sets dotted keys on top.
 """
 
 from __future__ import annotations
@@ -120,15 +120,21 @@ def parse_override(text: str, /) -> tuple[str, object]:
         raise RecipeError(f"override {text!r}: the value is not YAML") from error
 
 
-def plain(config: object, /) -> object:
+def plain(config: object, /) -> dict[str, object]:
     """A configuration object as JSON-ready data, for fingerprints and records."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {item.name: plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {str(key): plain(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [plain(value) for value in config]
-    return config
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
+    return {item.name: _plain_value(getattr(config, item.name)) for item in dataclasses.fields(config)}
+
+
+def _plain_value(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(item) for item in value]
+    return value
 
 
 def _expand(
@@ -144,7 +150,9 @@ def _expand(
         # A fault of the shared part would be repeated for every run.
         study = _validate(_STUDY, raw, f"runs.{name}.set", [] if broken else problems)
         if study is not None:
-            plans.append(RunPlan(name=name, description=config.description, study=study, split_tasks=config.split_tasks))
+            plans.append(
+                RunPlan(name=name, description=config.description, study=study, split_tasks=config.split_tasks)
+            )
     return plans
 
 
@@ -169,6 +177,8 @@ def _validate(adapter: TypeAdapter[T], raw: object, prefix: str, problems: list[
         for item in error.errors(include_url=False):
             path = ".".join([part for part in (prefix, *map(str, item["loc"])) if part])
             message = "unknown key" if item["type"] == "unexpected_keyword_argument" else item["msg"]
-            shown = "" if isinstance(item["input"], dict) or "dataclass" in item["type"] else f" (got {item['input']!r})"
+            shown = (
+                "" if isinstance(item["input"], dict) or "dataclass" in item["type"] else f" (got {item['input']!r})"
+            )
             problems.append(f"{path or 'recipe'}: {message.removeprefix('Value error, ')}{shown}")
     return None

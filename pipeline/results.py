@@ -32,7 +32,8 @@ class RunResult:
     """One row of the table.
 
     Units:
-        delta: percent, by baseline. seconds: wall clock of each stage, shared stages counted in every run that uses them.
+        delta: percent, by baseline.
+        seconds: wall clock of each stage; a shared stage counts in every run that uses it.
     """
 
     name: str

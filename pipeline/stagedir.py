@@ -57,7 +57,7 @@ class StageDir:
 
     @contextmanager
     def work(self) -> Iterator[dict[str, object]]:
-        """Do the stage: whatever is put in the yielded mapping is recorded with it, and its time adds up over resumes."""
+        """Do the stage: what is put in the yielded mapping is recorded with it; time adds up over resumes."""
         self.path.mkdir(parents=True, exist_ok=True)
         clock = self.path / "seconds.json"
         before = float(str(read_json(clock)["seconds"])) if clock.exists() else 0.0

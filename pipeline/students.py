@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -34,7 +35,12 @@ class Normalise(nn.Module):
 
 
 def student_spec(
-    config: StudentConfig, /, *, image_size: tuple[int, int], widths: Mapping[str, tuple[int, ...]], tasks: Mapping[str, int]
+    config: StudentConfig,
+    /,
+    *,
+    image_size: tuple[int, int],
+    widths: Mapping[str, tuple[int, ...]],
+    tasks: Mapping[str, int],
 ) -> StudentSpec:
     """The network that a configuration means for these teachers and tasks.
 
@@ -51,7 +57,7 @@ def student_spec(
         image_size=image_size,
         stem_overrides=config.overrides,
         levels=config.levels,
-        teacher_widths=full,
+        teacher_widths={name: levels[0] for name, levels in full.items()},
         down_ratio=config.down_ratio,
         aligners=aligners if config.aligners is None else config.aligners,
         tasks=tasks,
@@ -79,4 +85,5 @@ def _stem_width(config: StudentConfig) -> int:
     if "embed_dim" in config.overrides:
         return int(config.overrides["embed_dim"])
     with torch.device("meta"):
-        return int(timm.create_model(config.stem, pretrained=False).num_features)
+        model: Any = timm.create_model(config.stem, pretrained=False)
+        return int(model.num_features)

@@ -54,9 +54,7 @@ class CachedTargets:
     @property
     def widths(self) -> Mapping[str, tuple[int, ...]]:
         """Teacher to the channels of its levels, as the columns record them."""
-        return {
-            name: tuple(level.components for level in column.spec.levels) for name, column in self._columns.items()
-        }
+        return {name: tuple(level.components for level in column.spec.levels) for name, column in self._columns.items()}
 
     def read(self, rows: NDArray[np.int64], /) -> Encoded:
         """Encoded parts of the rows, in their order."""
@@ -129,8 +127,8 @@ def find_columns(
         if column is None or column.missing_parts():
             state = "absent" if column is None else f"incomplete ({len(column.missing_parts())} shards missing)"
             raise MissingColumnError(
-                f"store {store.root_path}: the {codec} column of teacher {spec.name} over view set {view_set} is {state};"
-                f" make it with: {hint}"
+                f"store {store.root.path}: the {codec} column of teacher {spec.name} over view set {view_set}"
+                f" is {state}; make it with: {hint}"
             )
         column.check_join(store.view_set(view_set))
         found[spec.name] = column

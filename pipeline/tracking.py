@@ -81,4 +81,3 @@ def read_metrics(path: Path, /) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return lines
-

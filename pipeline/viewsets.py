@@ -15,9 +15,9 @@ from pipeline.pixels import encode_sample
 from pipeline.views import apply_view, draw_view
 from store.fingerprint import fingerprint
 from store.order import row_samples
+from store.rows import ViewRow
 from store.spec import ViewSetSpec
 from store.store import Store
-from store.viewset import ViewRow
 
 __all__ = ["cached_source", "make_part", "view_set_spec"]
 
@@ -74,7 +74,7 @@ def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
     spec = view_set.spec
     source, keys = cached_source(data.source), cached_source(data.source).keys()
     numbers = spec.part_rows(part)
-    where = row_samples(spec, list(numbers))
+    where = row_samples(spec, rows=list(numbers))
     rows = []
     for row, image, view in zip(numbers, where.image.tolist(), where.view.tolist(), strict=True):
         try:

@@ -134,6 +134,9 @@ def parse_index(data: bytes, /, *, where: str) -> tuple[IndexRow, ...]:
 
 
 def _index_row(row: Mapping[str, Any]) -> IndexRow:
+    numbers = [row["row"], row["view"], *(entry[name] for entry in row["files"] for name in ("offset", "size"))]
+    if not all(type(number) is int and number >= 0 for number in numbers) or type(row["key"]) is not str:
+        raise TypeError(f"row {row['row']!r} is malformed")
     return IndexRow(
         row=row["row"],
         key=row["key"],

@@ -19,7 +19,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from numcodecs import zstd
+from numcodecs import zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from store.codecs.base import PartSpec
@@ -102,7 +102,7 @@ def encode_row(values: NDArray[np.generic], /) -> bytes:
     """One inner chunk: little-endian bytes, zstd, crc32c."""
     little = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False)
     packed: bytes = zstd.compress(little.tobytes(), ZSTD_LEVEL)
-    return packed + google_crc32c.value(packed).to_bytes(_CRC_BYTES, "little")
+    return packed + _crc32c(packed)
 
 
 def decode_row(data: bytes, out: NDArray[np.uint8], /) -> None:
@@ -112,7 +112,7 @@ def decode_row(data: bytes, out: NDArray[np.uint8], /) -> None:
         ValueError: The checksum fails, or the content has another size; nothing larger is ever allocated.
     """
     packed = memoryview(data)[:-_CRC_BYTES]
-    if len(data) <= _CRC_BYTES or google_crc32c.value(bytes(packed)) != int.from_bytes(data[-_CRC_BYTES:], "little"):
+    if len(data) <= _CRC_BYTES or _crc32c(bytes(packed)) != data[-_CRC_BYTES:]:
         raise ValueError("its crc32c differs")
     size = _zstd_content_size(data)
     if size != out.size:
@@ -139,7 +139,7 @@ def encode_shard(values: NDArray[np.generic], /, *, rows_per_shard: int) -> byte
     entries[: len(chunks), 0] = np.cumsum(sizes) - sizes
     entries[: len(chunks), 1] = sizes
     index = entries.tobytes()
-    return b"".join([*chunks, index, google_crc32c.value(index).to_bytes(_CRC_BYTES, "little")])
+    return b"".join([*chunks, index, _crc32c(index)])
 
 
 class ShardFile:
@@ -214,7 +214,7 @@ class ShardFile:
             raise self.corrupt(f"expected at least {length} bytes, got {self.stamp.size}")
         data = os.pread(self._descriptor, length, self.stamp.size - length)
         index = data[:-_CRC_BYTES]
-        if len(data) != length or google_crc32c.value(index) != int.from_bytes(data[-_CRC_BYTES:], "little"):
+        if len(data) != length or _crc32c(index) != data[-_CRC_BYTES:]:
             raise self.corrupt("its shard index is damaged")
         entries = np.frombuffer(index, dtype="<u8").reshape(rows_per_shard, 2)
         return [(int(offset), int(size)) for offset, size in entries]
@@ -260,6 +260,11 @@ class ShardCache:
             while len(self._open) > self._capacity:
                 self._open.popitem(last=False)
         return shard
+
+
+def _crc32c(data: bytes) -> bytes:
+    checksum: int = google_crc32c.value(data)
+    return checksum.to_bytes(_CRC_BYTES, "little")
 
 
 def _zstd_content_size(data: bytes) -> int:

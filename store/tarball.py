@@ -64,7 +64,7 @@ def scan_tar(file: BinaryIO, /, *, where: str) -> tuple[TarMember, ...]:
         CorruptShardError: A header is anything else, a member reaches past the end, or there is no end.
     """
     length = os.fstat(file.fileno()).st_size
-    members = []
+    members: list[TarMember] = []
     position = 0
     while True:
         file.seek(position)

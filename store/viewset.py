@@ -16,9 +16,8 @@ from store.commits import DEFAULT_HINT, CommitLog, PartCommit, Summary, digest_o
 from store.document import MAX_DOCUMENT_BYTES, parse_document
 from store.errors import CorruptShardError, FormatError
 from store.fingerprint import canonical_json, digest_bytes, digest_keys
-from store.root import Root
+from store.root import Root, Stamp
 from store.rows import FileEntry, IndexRow, ViewRow, image_suffix, parse_index, render_index
-from store.shard import Stamp
 from store.spec import ViewSetSpec
 from store.tarball import build_tar
 
@@ -249,7 +248,7 @@ class ViewSet:
         files = {}
         size = os.fstat(descriptor).st_size
         for entry in row.files:
-            inside = 0 <= entry.offset and 0 <= entry.size <= size - entry.offset
+            inside = entry.offset >= 0 and 0 <= entry.size <= size - entry.offset
             data = os.pread(descriptor, entry.size, entry.offset) if inside else b""
             damaged = self._options.verify != "size" and digest_bytes(data) != entry.sha256
             if not inside or damaged or len(data) != entry.size:

@@ -6,6 +6,8 @@ ray of each pixel. Axis letters: N pixels in raster order, H height, W width.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,12 +20,19 @@ from pipeline.scenes.shading import finish, shade, sky
 from pipeline.scenes.surface import FAR, Surface, cast
 from pipeline.scenes.world import STYLES, World, build_world
 
-__all__ = ["CLASSES", "INVALID_DEPTH", "RENDERER_VERSION", "TASKS", "render_scene"]
+__all__ = ["CLASSES", "INVALID_DEPTH", "RENDERER_VERSION", "TASKS", "RenderedScene", "render_layers", "render_scene"]
 
 RENDERER_VERSION = 1  # raise it whenever the same (seed, index) would give other pixels or labels
 TASKS = ("semseg", "human_parts", "normals", "depth", "edge", "sal")
 INVALID_DEPTH = 255.0
 _SKY = 0
+
+
+class RenderedScene(NamedTuple):
+    """A sample and the instance number of each pixel ``(H, W)``; 0 is the sky, 1 the ground."""
+
+    sample: ImageSample
+    instance_HW: NDArray[np.int64]
 
 
 def render_scene(*, seed: int, index: int, size: tuple[int, int], style: str = "default") -> ImageSample:
@@ -41,6 +50,15 @@ def render_scene(*, seed: int, index: int, size: tuple[int, int], style: str = "
     Raises:
         DataError: Unknown style, or a size below 8 pixels.
     """
+    return render_layers(seed=seed, index=index, size=size, style=style).sample
+
+
+def render_layers(*, seed: int, index: int, size: tuple[int, int], style: str = "default") -> RenderedScene:
+    """Render one scene and also say which instance each pixel belongs to; arguments as for ``render_scene``.
+
+    Raises:
+        DataError: Unknown style, or a size below 8 pixels.
+    """
     if style not in STYLES:
         raise DataError(f"scenes: unknown style {style!r}; choose one of {', '.join(STYLES)}")
     if min(size) < 8:
@@ -49,8 +67,10 @@ def render_scene(*, seed: int, index: int, size: tuple[int, int], style: str = "
     world = build_world(rng, style=style)
     surface = cast(world, size)
     image_N3 = _colour(world, surface)
-    image = finish(image_N3.reshape(*size, 3), instance_HW=surface.instance_N.reshape(size), grain=world.grain, rng=rng)
-    return ImageSample(key=f"{index:06d}", image=image, labels=_labels(world, surface, image, size))
+    instance_HW = surface.instance_N.reshape(size)
+    image = finish(image_N3.reshape(*size, 3), instance_HW=instance_HW, grain=world.grain, rng=rng)
+    sample = ImageSample(key=f"{index:06d}", image=image, labels=_labels(world, surface, image, size))
+    return RenderedScene(sample, instance_HW)
 
 
 def _colour(world: World, surface: Surface) -> NDArray[np.float32]:

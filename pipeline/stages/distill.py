@@ -25,9 +25,9 @@ from sak.student.model import parameter_counts
 from sak.teachers.identity import teacher_identity
 from sak.weights import save_weights
 from store.store import Store
-from store.viewset import ViewSet
+from store.viewset import ReadOptions, ViewSet
 
-__all__ = ["complete_views", "distill", "distill_dir", "steps_of", "target_identity", "target_source"]
+__all__ = ["complete_views", "distill", "distill_dir", "length_line", "steps_of", "target_identity", "target_source"]
 
 
 def distill(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
@@ -66,8 +66,7 @@ def distill(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
 
     images = steps * config.batch
     CONSOLE.print(
-        f"{label}: distill {steps} steps x {config.batch} images = {images} = {images / view_set.spec.images:.1f} epochs"
-        f" of {view_set.spec.images} images ({view_set.spec.views} views each), {config.targets} targets"
+        f"{label}: distill {length_line(view_set, steps=steps, batch=config.batch)}; {config.targets} targets"
     )
     with stage.work() as record:
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: distill")
@@ -100,12 +99,12 @@ def complete_views(study: Study, data: DataConfig, /, *, labels: bool, hint: str
         MissingColumnError: It is absent.
         PipelineError: It is incomplete; both name the command that completes it.
     """
-    view_set = Store.open(study.store, hint=hint).view_set(view_set_spec(data, labels=labels, seed=study.seed).name)
+    view_set = Store.open(study.store, options=ReadOptions(hint=hint)).view_set(
+        view_set_spec(data, labels=labels, seed=study.seed).name
+    )
     if view_set.missing_parts():
-        raise PipelineError(
-            f"store {study.store}: view set {view_set.name} lacks {len(view_set.missing_parts())} of {view_set.spec.parts}"
-            f" shards; complete it with: {hint}"
-        )
+        lacks = f"{len(view_set.missing_parts())} of {view_set.spec.parts} shards"
+        raise PipelineError(f"store {study.store}: view set {view_set.name} lacks {lacks}; complete it with: {hint}")
     return view_set
 
 
@@ -114,7 +113,7 @@ def target_source(study: Study, view_set: ViewSet, /, *, kind: str, device: torc
     specs = {name: study.teachers[name].spec(name) for name in study.student_teachers}
     if kind == "online":
         return OnlineTargets(specs, device=device)
-    store = Store.open(study.store, hint=hint)
+    store = Store.open(study.store, options=ReadOptions(hint=hint))
     codec = study.extract.codec
     return CachedTargets(find_columns(store, list(specs.values()), view_set=view_set.name, codec=codec, hint=hint))
 
@@ -124,7 +123,7 @@ def target_identity(study: Study, view_set: str, /, *, kind: str, hint: str) -> 
     specs = {name: study.teachers[name].spec(name) for name in study.student_teachers}
     if kind == "online":
         return {name: teacher_identity(spec) for name, spec in specs.items()}
-    store = Store.open(study.store, hint=hint)
+    store = Store.open(study.store, options=ReadOptions(hint=hint))
     columns = find_columns(store, list(specs.values()), view_set=view_set, codec=study.extract.codec, hint=hint)
     return {name: column.name for name, column in columns.items()}
 
@@ -135,6 +134,13 @@ def steps_of(steps: int | None, epochs: float | None, /, *, images: int, batch: 
         return steps
     assert epochs is not None
     return max(1, round(epochs * images / batch))
+
+
+def length_line(view_set: ViewSet, /, *, steps: int, batch: int) -> str:
+    """The batch arithmetic of a stage, for a person to check."""
+    spec, rows = view_set.spec, steps * batch
+    epochs = f"{rows / spec.images:.1f} epochs of {spec.images} images x {spec.views} views"
+    return f"{steps} steps x {batch} = {rows} images = {epochs}"
 
 
 def _plan(study: Study, config: DistillConfig, parameters: object, *, steps: int) -> TrainPlan:

@@ -14,7 +14,6 @@ from torch import Tensor
 from pipeline.config import Study
 from pipeline.errors import PipelineError
 from pipeline.loader import load_samples
-from pipeline.pixels import to_tensors
 from pipeline.recipes import plain
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir, write_json
@@ -22,6 +21,7 @@ from pipeline.stages.distill import complete_views, distill_dir, target_source
 from pipeline.stages.finetune import finetune_dir
 from pipeline.students import Normalise
 from pipeline.targets import TargetSource
+from pipeline.tensors import to_tensors
 from pipeline.tracking import CONSOLE, progress_bar
 from pipeline.viewsets import view_set_spec
 from sak.losses.distill import distill_loss

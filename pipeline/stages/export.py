@@ -39,5 +39,7 @@ def export(study: Study, out: Path, path: Path, /, *, what: str, dtype: str, hin
     cast = {name: t.to(DTYPES[dtype]).contiguous() if t.is_floating_point() else t for name, t in state.items()}
     spec = stage.record()["spec"]
     assert isinstance(spec, dict)
-    save_weights(path, cast, metadata={"stem": str(spec["stem"]), "overrides": str(spec["stem_overrides"]), "what": what})
+    save_weights(
+        path, cast, metadata={"stem": str(spec["stem"]), "overrides": str(spec["stem_overrides"]), "what": what}
+    )
     return path.stat().st_size

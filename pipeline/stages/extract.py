@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pipeline.config import DataConfig, ExtractConfig, Study
 from pipeline.loader import load_samples
-from pipeline.pixels import to_tensors
 from pipeline.runtime import pick_device
 from pipeline.targets import find_column
+from pipeline.tensors import to_tensors
 from pipeline.tracking import CONSOLE, progress_bar
 from pipeline.viewsets import make_part, view_set_spec
 from sak.teachers.identity import teacher_identity
@@ -98,7 +98,7 @@ def _views(store: Store, need: Need, *, config: ExtractConfig, seed: int) -> Vie
 def _parts_done(
     store: Store, view_set: ViewSet, missing: Sequence[int], *, data: DataConfig, workers: int
 ) -> Iterator[int]:
-    root, name = str(store.root_path), view_set.name
+    root, name = str(store.root.path), view_set.name
     if workers <= 1:
         for part in missing:
             yield make_part(root, name, part, data)
@@ -149,7 +149,8 @@ def _writer(store: Store, view_set: ViewSet, spec: TeacherSpec, *, codec: str, d
     teacher = load_teacher(spec, device=str(device))
     probe = _part_pixels(view_set, 0)[:1].to(device)
     levels = tuple(
-        LevelSpec(components=feat.shape[1], height=feat.shape[2], width=feat.shape[3]) for feat in _features(teacher, probe)
+        LevelSpec(components=feat.shape[1], height=feat.shape[2], width=feat.shape[3])
+        for feat in _features(teacher, probe)
     )
     column = store.create_column(
         ColumnSpec(
@@ -177,7 +178,7 @@ def _part_pixels(view_set: ViewSet, part: int) -> Tensor:
 
 def _features(teacher: Teacher, pixels: Tensor) -> list[Tensor]:
     with torch.inference_mode():
-        return teacher(pixels)
+        return teacher.forward(pixels)
 
 
 def _write_part(writer: _Writer, view_set: ViewSet, part: int, pixels: Tensor, *, batch: int) -> None:
@@ -185,7 +186,7 @@ def _write_part(writer: _Writer, view_set: ViewSet, part: int, pixels: Tensor, *
     device = next(writer.teacher.parameters()).device
     encoded: list[dict[str, list[Tensor]]] = [{} for _ in spec.levels]
     fidelity = [_Fidelity() for _ in spec.levels]
-    for chunk in pixels.split(batch):
+    for chunk in torch.split(pixels, batch):
         for level, feat in enumerate(_features(writer.teacher, chunk.to(device))):
             parts = spec.encode(feat, level=level)
             fidelity[level].add(feat, spec.decode(parts, level=level))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from pipeline.config import FinetuneConfig, Study
@@ -16,7 +15,7 @@ from pipeline.loop import TrainPlan, train
 from pipeline.recipes import plain
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir
-from pipeline.stages.distill import complete_views, distill_dir, steps_of, target_identity, target_source
+from pipeline.stages.distill import complete_views, distill_dir, length_line, steps_of, target_identity, target_source
 from pipeline.students import Normalise, make_student, student_identity, student_spec
 from pipeline.targets import TargetSource
 from pipeline.tracking import CONSOLE
@@ -54,16 +53,22 @@ def finetune(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     seed_everything(study.seed + 1, threads=study.threads)
     view_set = complete_views(study, data, labels=True, hint=hint)
     tasks = tasks_of(study, view_set)
-    targets = target_source(study, view_set, kind=config.targets, device=device, hint=hint) if study.final_targets else None
+    targets = (
+        target_source(study, view_set, kind=config.targets, device=device, hint=hint) if study.final_targets else None
+    )
     student, spec = _student(study, out, view_set, tasks, targets, hint=hint)
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed + 1, tasks=tasks, targets=targets, device=device)
     steps = steps_of(config.steps, config.epochs, images=view_set.spec.images, batch=config.batch)
-    losses = _Losses(student, Normalise(mean=study.student.mean, std=study.student.std).to(device), config, view_set.spec.dataset, targets)
-    CONSOLE.print(
-        f"{label}: finetune {steps} steps x {config.batch} images = {steps * config.batch / view_set.spec.images:.1f} epochs of"
-        f" {view_set.spec.images} images ({view_set.spec.views} views each); tasks {', '.join(tasks)}; alpha {config.alpha:g}"
+    losses = _Losses(
+        student,
+        Normalise(mean=study.student.mean, std=study.student.std).to(device),
+        config,
+        view_set.spec.dataset,
+        targets,
     )
+    length = length_line(view_set, steps=steps, batch=config.batch)
+    CONSOLE.print(f"{label}: finetune {length}; tasks {', '.join(tasks)}; alpha {config.alpha:g}")
     with stage.work() as record:
         plan = _plan(study, config, student, steps=steps)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: finetune")
@@ -118,7 +123,7 @@ def _student(
     drop: tuple[str, ...] = ()
     if targets is None:
         plain_student = study.student.paths == "none"
-        widths = {} if plain_student else {name: () for name in study.student_teachers}
+        widths = {} if plain_student else dict.fromkeys(study.student_teachers, ())
         drop = ("norms.", "aligners.") if plain_student else ("aligners.",)
     channels = {task: dataset_spec(view_set.spec.dataset).tasks[task].channels for task in tasks}
     height, width = view_set.spec.view["size"]
@@ -158,7 +163,7 @@ class _Losses(NamedTuple):
     dataset: str
     targets: TargetSource | None
 
-    def __call__(self, batch: Batch) -> Mapping[str, Tensor]:
+    def __call__(self, batch: Batch, /) -> Mapping[str, Tensor]:
         output = self.student(self.normalise(batch.pixels), with_aligned=self.targets is not None)
         named = task_losses(self.dataset, output.tasks, batch.labels)
         if self.targets is None:

@@ -9,12 +9,13 @@ import yaml
 from rich.table import Table
 
 from pipeline.tracking import progress_bar
+from sak.teachers.registry import TEACHERS
 from store.column import Column
 from store.store import Store
 from store.verify import verify
 from store.viewset import ViewSet
 
-__all__ = ["Verdict", "list_store", "show", "verify_store"]
+__all__ = ["Verdict", "list_store", "list_teachers", "show", "verify_store"]
 
 
 class Verdict(NamedTuple):
@@ -32,7 +33,13 @@ def list_store(root: Path, /) -> Table:
     """
     store = Store.open(str(root))
     table = Table(header_style="bold")
-    for name, justify in (("name", "left"), ("rows", "right"), ("shards", "right"), ("size", "right"), ("against fp16", "right")):
+    for name, justify in (
+        ("name", "left"),
+        ("rows", "right"),
+        ("shards", "right"),
+        ("size", "right"),
+        ("against fp16", "right"),
+    ):
         table.add_column(name, justify="right" if justify == "right" else "left")
     for view_set in store.view_sets():
         table.add_row(f"[bold]{view_set.name}[/bold]", *_cells(view_set))
@@ -78,6 +85,11 @@ def verify_store(root: Path, /) -> Verdict:
         rows = f" (rows {found.rows.start}-{found.rows.stop - 1})" if found.rows else ""
         lines.append(f"{found.severity}: {found.path}{rows}: {found.problem}")
     return Verdict(tuple(lines), any(found.severity == "error" for found in findings))
+
+
+def list_teachers() -> list[str]:
+    """One line for each built-in teacher: its name, timm model and levels."""
+    return [f"{name}: timm {spec.timm}, levels {', '.join(map(str, spec.levels))}" for name, spec in TEACHERS.items()]
 
 
 def _cells(item: ViewSet | Column) -> tuple[str, str, str, str]:

@@ -147,14 +147,20 @@ def _gallery(runs: Sequence[RunStages]) -> tuple[GallerySample, ...]:
     first = next(iter(loaded.values()))
     if "image" not in first:
         return ()
-    features = next((_features(arrays) for arrays in loaded.values() if any(k.startswith("teacher/") for k in arrays)), {})
+    features = next(
+        (_features(arrays) for arrays in loaded.values() if any(k.startswith("teacher/") for k in arrays)), {}
+    )
     return tuple(
         GallerySample(
             key=str(first["key"][index]),
             image=first["image"][index],
-            labels={name.removeprefix("label/"): maps[index] for name, maps in first.items() if name.startswith("label/")},
+            labels={
+                name.removeprefix("label/"): maps[index] for name, maps in first.items() if name.startswith("label/")
+            },
             predictions={
-                run: {name.removeprefix("pred/"): maps[index] for name, maps in arrays.items() if name.startswith("pred/")}
+                run: {
+                    name.removeprefix("pred/"): maps[index] for name, maps in arrays.items() if name.startswith("pred/")
+                }
                 for run, arrays in loaded.items()
             },
             features={name: tuple(level[index] for level in levels) for name, levels in features.items()},
@@ -202,7 +208,9 @@ class _Used(NamedTuple):
             for need in needs(study):
                 view_set = store.view_set(view_set_spec(need.data, labels=need.labels, seed=study.seed).name)
                 summary = view_set.summary()
-                costs[view_set.name] = _store_cost(f"views {view_set.name}", summary.seconds, summary.rows, summary.bytes)
+                costs[view_set.name] = _store_cost(
+                    f"views {view_set.name}", summary.seconds, summary.rows, summary.bytes
+                )
                 for name in need.teachers:
                     spec = study.teachers[name].spec(name)
                     column = find_column(store, spec, view_set=view_set.name, codec=study.extract.codec)
@@ -234,7 +242,9 @@ def _usage(key: str, codec: str, rows: int, size: int, fp16: int, stats: Mapping
 
 
 def _notes(dataset: str, tasks: Sequence[TaskSpec]) -> tuple[str, ...]:
-    notes = ["Teachers ran once, at extraction; no training or evaluation stage above loaded one unless it says online."]
+    notes = [
+        "Teachers ran once, at extraction; no training or evaluation stage above loaded one unless it says online."
+    ]
     if any(task.name == "edge" and task.metric != "odsF" for task in tasks):
         notes.append("The boundary number is a per-pixel score without matching tolerance, not the field's odsF.")
     return tuple(notes)

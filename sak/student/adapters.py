@@ -15,7 +15,7 @@ __all__ = ["Adapter", "AdapterPath"]
 class Adapter(nn.Module):
     """A(z) = z + scale · up(GELU(down(z))), per token.
 
-    Source: paper section 3.2; scale starts at 1.
+    Source: published adapter; the scale starts at 1.
     """
 
     def __init__(self, width: int, *, down_ratio: int) -> None:

@@ -17,7 +17,7 @@ __all__ = ["Head"]
 class Head(nn.Module):
     """The published head: reduce each level, upsample to a quarter of the image, fuse by a 3x3 convolution, classify.
 
-    Source: paper section 3.3 with the SegFormer-like decoder of the published code. A quarter of the image is exactly
+    Source: published head. A quarter of the image is exactly
     four times the grid for the published patch size 16; other patch sizes reach the same resolution.
     """
 

@@ -43,7 +43,7 @@ class StudentOutput(NamedTuple):
 class Student(nn.Module):
     """A stem with adapter paths, output norms, aligners, routers and heads, as its spec says.
 
-    Source: paper section 3; ``paths="none"`` is the plain many-to-one student the paper compares with.
+    Source: published student; ``paths="none"`` is the plain many-to-one student the paper compares with.
     """
 
     def __init__(self, stem: nn.Module, spec: StudentSpec) -> None:

@@ -41,7 +41,7 @@ def mix_experts(experts_BNC: list[Tensor], weights_BNE: Tensor) -> Tensor:
 class Router(nn.Module):
     """A noisy soft gate over experts, fed by the stem's tokens.
 
-    Source: paper section 3.3. Deviation: training noise is drawn per image (``noise="image"``), as the gate itself
+    Source: published router. Deviation: training noise is drawn per image (``noise="image"``), as the gate itself
     is; the published code draws it per token after spreading the logits over the map (``noise="pixel"``).
     """
 

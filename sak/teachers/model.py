@@ -98,8 +98,12 @@ class Teacher(nn.Module):
         if self.spec.resize == "long_side_pad":
             content = long_side_size((rows, columns), max(size))
             return Prepared(pad_to(resize_image(image_BCHW, content, antialias=exact), size), content)
-        target = fit_size(size, self._unit) if exact else size
-        return Prepared(resize_image(image_BCHW, target, antialias=exact), target)
+        target = fit_size(size, self._unit)
+        if exact:
+            return Prepared(resize_image(image_BCHW, target, antialias=True), target)
+        # What a patch embedding does to a remainder when nobody checks, written out: it never sees it.
+        resized_BCHW = resize_image(image_BCHW, size, antialias=False)
+        return Prepared(resized_BCHW[..., : target[0], : target[1]], target)
 
     @torch.no_grad()
     def features(self, image_BCHW: Tensor, /) -> list[Tensor]:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from pipeline.errors import BadImageError, DataError
 from pipeline.images.sample import ImageSample
-from pipeline.pixels import IMAGE_FILE, LABEL_FILES, MAX_PIXELS, decode_sample, encode_sample, to_tensors
+from pipeline.pixels import IMAGE_FILE, LABEL_FILES, MAX_PIXELS, decode_sample, encode_sample
+from pipeline.tensors import to_tensors
 from pipeline.transforms import Array
 
 TASKS = tuple(LABEL_FILES)

@@ -87,7 +87,7 @@ class Hostile:
 def test_a_torch_file_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"x": Hostile()}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="w.pth"):
+    with pytest.raises(CheckpointError, match=r"w\.pth"):
         load_weights(tmp_path / "w.pth")
     assert not (tmp_path / "pwned").exists()
 

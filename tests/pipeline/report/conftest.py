@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -197,3 +199,9 @@ def make_report(*, samples: int = 4, size: int = 96) -> ReportData:
 def report() -> ReportData:
     """The demonstration report, made once and never changed."""
     return make_report()
+
+
+@pytest.fixture(scope="session")
+def build_report() -> Callable[..., ReportData]:
+    """The function that makes the demonstration report anew."""
+    return make_report

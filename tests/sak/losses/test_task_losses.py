@@ -39,7 +39,7 @@ def test_all_ignored_batch_contributes_zero_and_keeps_gradients(dataset: str) ->
         pred[name] = torch.randn(2, task.channels, 6, 8, requires_grad=True)
         true[name] = torch.zeros(2, 3, 6, 8) if name == "normals" else torch.full((2, 1, 6, 8), 255.0)
     losses = task_losses(dataset, pred, true)
-    assert {key: float(loss) for key, loss in losses.items()} == dict.fromkeys(losses, 0.0)
+    assert {key: loss.item() for key, loss in losses.items()} == dict.fromkeys(losses, 0.0)
     losses["total"].backward()
     for logits in pred.values():
         assert logits.grad is not None

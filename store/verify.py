@@ -1,0 +1,222 @@
+"""Re-reads and re-hashes every byte of a store and names what differs; never repairs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from store.column import Column
+from store.commits import PartCommit, part_name
+from store.document import MAX_DOCUMENT_BYTES, parse_document
+from store.errors import StoreError
+from store.root import Root, is_temporary
+from store.shard import ObjectDigest
+from store.store import Store
+from store.tarball import scan_tar
+from store.viewset import ViewSet
+
+__all__ = ["Finding", "verify"]
+
+Progress = Callable[[int, int], None]
+
+_PART_FILE = re.compile(
+    r"(?P<folder>views/[^/]+|columns/[^/]+/[^/]+)/"
+    r"(?:(?:index|images|costs)/part-|level_\d+(?:_\w+)?/c/)(?P<part>\d{1,12})(?:[./].*)?"
+)
+_COLUMN_FILE = re.compile(r"(?P<folder>columns/[^/]+/[^/]+)/.*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is not as it should be, or worth knowing.
+
+    ``rows`` are those that cannot be trusted, None where the file serves all rows or none. ``info`` is what a rerun or
+    another writer explains: unfinished parts and temporary files.
+    """
+
+    path: str
+    rows: range | None
+    problem: str
+    severity: Literal["error", "info"]
+
+
+class _Audit:
+    """Collects findings and remembers which files have been accounted for."""
+
+    def __init__(self, root: Root, progress: Progress | None) -> None:
+        self.root = root
+        self.findings: list[Finding] = []
+        self.files = self.root.files()
+        self._left = set(self.files)
+        self._progress = progress
+
+    def error(self, path: str, problem: str, *, rows: range | None = None) -> None:
+        self.findings.append(Finding(path=path, rows=rows, problem=problem, severity="error"))
+
+    def info(self, path: str, problem: str, *, rows: range | None = None) -> None:
+        self.findings.append(Finding(path=path, rows=rows, problem=problem, severity="info"))
+
+    def account(self, path: str) -> None:
+        self._left.discard(path)
+        if self._progress is not None:
+            self._progress(len(self.files) - len(self._left), len(self.files))
+
+    def left(self) -> list[str]:
+        return sorted(self._left)
+
+    def check_file(self, path: str, digest: ObjectDigest, *, rows: range | None) -> bool:
+        """Compare one file with what was recorded; True when it is whole."""
+        self.account(path)
+        try:
+            stamp = self.root.stamp(path)
+            if stamp is None:
+                self.error(path, "missing", rows=rows)
+            elif stamp.size != digest.size:
+                self.error(path, f"expected {digest.size} bytes, got {stamp.size}", rows=rows)
+            elif self.root.digest(path) != digest.sha256:
+                self.error(path, "its SHA-256 differs from its record", rows=rows)
+            else:
+                return True
+        except StoreError as error:
+            self.error(path, str(error), rows=rows)
+        return False
+
+
+def verify(store: Store, /, *, progress: Progress | None = None) -> list[Finding]:
+    """Check every file of a store.
+
+    Finds flipped, missing, truncated, swapped and extra bytes, records that disagree with what they describe, columns
+    that do not belong to their view set, and files that no record accounts for.
+
+    Args:
+        progress: Called with files checked and files in all.
+
+    Returns:
+        Findings in the order of their paths; a sound store has none of severity ``error``.
+    """
+    audit = _Audit(store.root, progress)
+    _check_document(audit, "store.json", kind="store")
+    open_view_sets: dict[str, ViewSet] = {}
+    for name in _folders(store.root, "views"):
+        try:
+            audit.account(f"views/{name}/view_set.json")
+            open_view_sets[name] = store.view_set(name)
+        except StoreError as error:
+            audit.error(f"views/{name}/view_set.json", str(error))
+    for view_set in open_view_sets.values():
+        _check_view_set(audit, view_set)
+    for name in _folders(store.root, "columns"):
+        for column_name in _folders(store.root, f"columns/{name}"):
+            _check_column(audit, store, open_view_sets.get(name), f"columns/{name}/{column_name}")
+    _check_left(audit)
+    return sorted(audit.findings, key=lambda finding: (finding.path, finding.severity, finding.problem))
+
+
+def _folders(root: Root, relative: str) -> list[str]:
+    try:
+        return [name for name in root.names(relative) if root.local(f"{relative}/{name}").is_dir()]
+    except StoreError:
+        return []  # a link out of the store; it is reported as a file that does not belong
+
+
+def _check_document(audit: _Audit, path: str, *, kind: str) -> None:
+    audit.account(path)
+    try:
+        parse_document(audit.root.read_bytes(path, max_bytes=MAX_DOCUMENT_BYTES), kind=kind, where=path)
+    except StoreError as error:
+        audit.error(path, str(error))
+
+
+def _checked_commits(audit: _Audit, owner: ViewSet | Column) -> Iterator[PartCommit]:
+    """Records that are sound, after checking their objects."""
+    for part in owner.committed_parts():
+        path = owner.commits.path(part)
+        audit.account(path)
+        rows = _part_rows(owner, part)
+        try:
+            commit = owner.commits.load(part)
+        except StoreError as error:
+            audit.error(path, str(error), rows=rows)
+            continue
+        whole = [
+            audit.check_file(f"{owner.folder}/{relative}", digest, rows=rows)
+            for relative, digest in commit.objects.items()
+        ]
+        cost = owner.commits.cost_path(part)
+        if audit.root.stamp(cost) is not None:
+            _check_document(audit, cost, kind="cost")
+        if all(whole):
+            yield commit
+
+
+def _check_view_set(audit: _Audit, view_set: ViewSet) -> None:
+    for commit in _checked_commits(audit, view_set):
+        path = f"{view_set.folder}/images/{part_name(commit.part)}.tar"
+        try:
+            index = view_set.load_index(commit.part)
+            with open(view_set.tar_path(commit.part), "rb") as file:
+                members = scan_tar(file, where=path)
+            view_set.read_part(commit.part)
+        except (StoreError, OSError) as error:
+            audit.error(path, str(error), rows=commit.rows)
+            continue
+        listed = {(row.row, entry.suffix, entry.offset, entry.size) for row in index for entry in row.files}
+        if {tuple(member) for member in members if member.suffix != "json"} != listed:
+            audit.error(path, "its members are not those of the index", rows=commit.rows)
+        if commit.excluded != tuple(row.row for row in index if row.error is not None):
+            audit.error(view_set.commits.path(commit.part), "excluded rows differ from the index", rows=commit.rows)
+
+
+def _check_column(audit: _Audit, store: Store, view_set: ViewSet | None, folder: str) -> None:
+    path = f"{folder}/column.json"
+    if view_set is None:
+        audit.error(path, "its view set is missing or damaged")
+        return
+    if audit.root.stamp(path) is None:
+        return  # its files are reported as those of a column that was never finished
+    audit.account(path)
+    try:
+        column = store.column(view_set.name, folder.rsplit("/", 1)[1])
+    except StoreError as error:
+        audit.error(path, str(error))
+        return
+    for relative, digest in column.objects.items():
+        audit.check_file(f"{folder}/{relative}", digest, rows=None)
+    expected = {part: {array.chunk(part) for array in column.arrays} for part in column.committed_parts()}
+    for commit in _checked_commits(audit, column):
+        if set(commit.objects) != expected[commit.part]:
+            audit.error(column.commits.path(commit.part), "lists other files than the column has", rows=commit.rows)
+        try:
+            column.check_join_part(view_set, commit.part)
+        except StoreError as error:
+            audit.error(column.commits.path(commit.part), str(error), rows=commit.rows)
+
+
+def _part_rows(owner: ViewSet | Column, part: int) -> range:
+    spec = owner.spec if isinstance(owner, ViewSet) else owner.view_set.spec
+    return spec.part_rows(part)
+
+
+def _check_left(audit: _Audit) -> None:
+    """Files that no record accounts for: harmless where an interrupted writer explains them, else errors."""
+    present = set(audit.files)
+    for path in audit.left():
+        if audit.root.path.joinpath(path).is_symlink():
+            audit.error(path, "a link; only plain files belong in a store")
+        elif is_temporary(path.rsplit("/", 1)[-1]):
+            audit.info(path, "temporary file of a writer that runs or died")
+        elif _is_unfinished(path, present):
+            audit.info(path, "belongs to something without a record yet; a rerun completes it")
+        else:
+            audit.error(path, "no record accounts for this file")
+
+
+def _is_unfinished(path: str, present: set[str]) -> bool:
+    """Whether an interrupted writer explains a file: its part, or its column, has no record."""
+    match = _PART_FILE.fullmatch(path)
+    if match is not None and f"{match['folder']}/commits/{part_name(int(match['part']))}.json" not in present:
+        return True
+    match = _COLUMN_FILE.fullmatch(path)
+    return match is not None and f"{match['folder']}/column.json" not in present

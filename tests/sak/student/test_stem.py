@@ -1,0 +1,123 @@
+"""Stems: what counts as a plain vision transformer, what is cut off, how weights come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from sak.errors import CheckpointError, SakError, UnknownNameError
+from sak.student.stem import build_stem, default_levels, run_stem, stem_grid
+from sak.weights import save_weights
+from tests.sak.student.tiny import GRID, IMAGE_SIZE, STAGE1, images
+
+NAME = STAGE1.stem
+TINY = dict(STAGE1.stem_overrides)
+
+
+@pytest.mark.parametrize(
+    ("depth", "levels"), [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (4, (0, 1, 2, 3)), (6, (0, 2, 3, 5))]
+)
+def test_default_levels(depth: int, levels: tuple[int, ...]) -> None:
+    assert default_levels(depth) == levels
+
+
+def test_too_shallow_a_stem_is_refused() -> None:
+    with pytest.raises(SakError, match="depth 3"):
+        default_levels(3)
+
+
+def test_overrides_reach_timm_and_only_the_residual_stream_is_left() -> None:
+    stem = build_stem(NAME, image_size=IMAGE_SIZE, overrides=TINY)
+    assert stem_grid(stem) == GRID
+    names = [name for name, _ in stem.named_parameters()]
+    assert len(stem.blocks) == 5  # type: ignore[arg-type]
+    assert all(name.startswith(("cls_token", "pos_embed", "patch_embed.", "blocks.")) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        (NAME, TINY),
+        ("deit_tiny_distilled_patch16_224", TINY),
+        ("vit_small_patch14_reg4_dinov2", {**TINY, "depth": 4}),
+        ("vit_base_patch16_siglip_224", {**TINY, "depth": 4}),
+        ("vit_base_patch16_clip_224.openai", {**TINY, "depth": 4}),
+    ],
+)
+def test_stages_are_the_raw_block_outputs(name: str, overrides: dict[str, int]) -> None:
+    stem: Any = build_stem(name, image_size=IMAGE_SIZE, overrides=overrides).eval()
+    with torch.no_grad():
+        stages = run_stem(stem, images())
+        expected = stem.forward_intermediates(images(), output_fmt="NLC", intermediates_only=True)
+    assert len(stages) == len(expected) + 1
+    assert stages[0].shape == (2, 6, 32)
+    for ours, timms in zip(stages[1:], expected, strict=True):
+        torch.testing.assert_close(ours, timms)
+
+
+@pytest.mark.parametrize(
+    "name", ["swin_tiny_patch4_window7_224", "resnet18", "samvit_base_patch16", "vit_small_r26_s32_224"]
+)
+def test_other_architectures_are_refused(name: str) -> None:
+    with pytest.raises(SakError, match="plain vision transformer"):
+        build_stem(name, image_size=(224, 224))
+
+
+def test_an_unknown_name_gets_suggestions() -> None:
+    with pytest.raises(UnknownNameError, match="vit_tiny_patch16_224"):
+        build_stem("vit_tinny_patch16_224", image_size=(224, 224))
+
+
+def test_an_image_size_off_the_patch_grid_is_refused() -> None:
+    with pytest.raises(SakError, match=r"patch size \(8, 8\).*\(16, 20\)"):
+        build_stem(NAME, image_size=(16, 20), overrides=TINY)
+
+
+@pytest.mark.parametrize("overrides", [{"embed_dimm": 32}, {"embed_dim": 32, "num_heads": 5}])
+def test_overrides_that_timm_refuses_are_reported(overrides: dict[str, int]) -> None:
+    with pytest.raises(SakError, match="correct the overrides"):
+        build_stem(NAME, image_size=(224, 224), overrides={**overrides, "depth": 4})
+
+
+def test_without_a_network_the_error_says_how_to_give_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(name: str, **options: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(CheckpointError, match=r"no route to host.*checkpoint: PATH"):
+        build_stem(NAME, image_size=IMAGE_SIZE, pretrained=True)
+
+
+def test_pretrained_and_checkpoint_exclude_each_other() -> None:
+    with pytest.raises(CheckpointError, match="both"):
+        build_stem(NAME, image_size=IMAGE_SIZE, pretrained=True, checkpoint=Path("x.pth"))
+
+
+def timm_checkpoint(path: Path, size: tuple[int, int], **overrides: int) -> dict[str, torch.Tensor]:
+    state = timm.create_model(NAME, img_size=size, num_classes=5, **(TINY | overrides)).state_dict()
+    save_weights(path, state)
+    return dict(state)
+
+
+def test_a_timm_checkpoint_loads_without_its_norm_and_classifier(tmp_path: Path) -> None:
+    state = timm_checkpoint(tmp_path / "w.safetensors", IMAGE_SIZE)
+    stem = build_stem(NAME, image_size=IMAGE_SIZE, overrides=TINY, checkpoint=tmp_path / "w.safetensors")
+    loaded = stem.state_dict()
+    assert loaded
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
+
+
+def test_a_checkpoint_of_another_size_has_its_position_embedding_resized(tmp_path: Path) -> None:
+    timm_checkpoint(tmp_path / "w.safetensors", (32, 32))
+    stem = build_stem(NAME, image_size=IMAGE_SIZE, overrides=TINY, checkpoint=tmp_path / "w.safetensors")
+    assert stem.pos_embed.shape == (1, 7, 32)  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    timm_checkpoint(tmp_path / "w.safetensors", IMAGE_SIZE, depth=4)
+    with pytest.raises(CheckpointError, match=r"w\.safetensors.*blocks\.4\.norm1\.weight"):
+        build_stem(NAME, image_size=IMAGE_SIZE, overrides=TINY, checkpoint=tmp_path / "w.safetensors")
