@@ -7,6 +7,7 @@ arguments for the classes of ``sak`` and ``store``.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from pipeline.views import ViewSpec
+from sak.teachers.registry import teacher_spec
 from sak.teachers.spec import TeacherSpec
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
 
 STRICT = ConfigDict(extra="forbid")
 
+_TEACHER_CHOICES = ("resize", "normalization", "alignment")
 Size = int | tuple[int, int]
 Targets = Literal["cached", "online"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -107,6 +110,7 @@ class TeacherConfig:
     input_size: Size | None = None
     resize: Literal["squash", "long_side_pad"] = "squash"
     normalization: Literal["native", "reference"] = "native"
+    alignment: Literal["exact", "reference"] = "exact"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     overrides: dict[str, int | float | str | bool] = field(default_factory=dict)
@@ -115,14 +119,24 @@ class TeacherConfig:
         self.spec("teacher")
 
     def spec(self, name: str) -> TeacherSpec:
-        """The model-side description of this teacher under the recipe's name for it."""
+        """The model-side description of this teacher under the recipe's name for it.
+
+        Raises:
+            ValueError: A built-in is given other options than its name, or the options contradict each other.
+        """
+        if self.builtin:
+            others = {
+                item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "builtin"
+            }
+            if any(value for name, value in others.items() if name not in _TEACHER_CHOICES):
+                raise ValueError(f"teacher: builtin {self.builtin} is complete in itself; drop its other keys")
+            return dataclasses.replace(teacher_spec(self.builtin), name=name)
         size = (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
         return TeacherSpec(
             name=name,
             timm=self.timm,
             checkpoint=Path(self.checkpoint) if self.checkpoint else None,
             pretrained=self.pretrained,
-            builtin=self.builtin,
             random=self.random,
             levels=self.levels,
             input_size=size,
@@ -130,6 +144,7 @@ class TeacherConfig:
             mean=self.mean,
             std=self.std,
             normalization=self.normalization,
+            alignment=self.alignment,
             overrides=self.overrides,
         )
 
