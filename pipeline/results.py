@@ -80,8 +80,9 @@ def results_table(results: Sequence[RunResult], /) -> Table:
     """The table for a terminal; the best value of each column is bold."""
     table = Table(title=None, header_style="bold")
     table.add_column("run")
-    tasks = _tasks(results[0]) if results else []
-    best = {task.name: _best([main_values(row).get(task.name, math.nan) for row in results], task) for task in tasks}
+    tasks = list({task.name: task for row in results for task in _tasks(row)}.values())
+    values = [main_values(row) for row in results]
+    best = {task.name: _best([row.get(task.name, math.nan) for row in values], task) for task in tasks}
     for task in tasks:
         table.add_column(task.label, justify="right")
     if any("distill" in row.metrics for row in results) and not tasks:
@@ -91,8 +92,8 @@ def results_table(results: Sequence[RunResult], /) -> Table:
         table.add_column(f"Δm % vs {name}", justify="right")
     table.add_column("parameters", justify="right")
     table.add_column("time", justify="right")
-    for row in results:
-        cells = [_cell(main_values(row)[task.name], best[task.name]) for task in tasks]
+    for row, own in zip(results, values, strict=True):
+        cells = [_cell(own.get(task.name, math.nan), best[task.name]) for task in tasks]
         if "distill" in row.metrics and not tasks:
             cells.append(f"{row.metrics['distill']['loss']:.4f}")
         cells += [f"{row.delta[name]:+.2f}" if name in row.delta else "–" for name in baselines]
@@ -152,6 +153,8 @@ def _best(values: Sequence[float], task: TaskSpec) -> float:
 
 
 def _cell(value: float, best: float) -> str:
+    if math.isnan(value):
+        return "–"
     return f"[bold]{value:.2f}[/bold]" if value == best else f"{value:.2f}"
 
 

@@ -57,7 +57,7 @@ def student_spec(
         image_size=image_size,
         stem_overrides=config.overrides,
         levels=config.levels,
-        teacher_widths={name: levels[0] for name, levels in full.items()},
+        teacher_widths={name: levels[0] if len({*levels}) == 1 else levels for name, levels in full.items()},
         down_ratio=config.down_ratio,
         aligners=aligners if config.aligners is None else config.aligners,
         tasks=tasks,

@@ -32,7 +32,8 @@ class StudentSpec:
         image_size: Input rows and columns; multiples of the stem's patch size.
         stem_overrides: Integers handed to timm over the named model's own, such as ``patch_size`` or ``depth``.
         levels: Blocks (zero-based, ascending) whose outputs are the four levels; empty for evenly spaced ones.
-        teacher_widths: Teacher name → channels of its maps; empty for a student that is not distilled.
+        teacher_widths: Teacher name → channels of its maps, one number or one for each level (a pyramid network);
+            empty for a student that is not distilled.
         down_ratio: Adapter bottleneck: stem width divided by this.
         aligners: Project each normalised path to its teacher's width. Plain students (``paths="none"``) always do.
         tasks: Task name → channels of its logits; empty in stage 1.
@@ -46,7 +47,7 @@ class StudentSpec:
     image_size: tuple[int, int]
     stem_overrides: Mapping[str, int] = field(default_factory=dict)
     levels: tuple[int, ...] = ()
-    teacher_widths: Mapping[str, int] = field(default_factory=dict)
+    teacher_widths: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     down_ratio: int = 4
     aligners: bool = False
     tasks: Mapping[str, int] = field(default_factory=dict)
@@ -87,8 +88,11 @@ class StudentSpec:
         ascending = tuple(sorted(set(self.levels))) == tuple(self.levels)
         if self.levels and (len(self.levels) != 4 or not ascending or self.levels[0] < 0):
             faults.append(f"levels: expected 4 ascending block indices from 0, got {self.levels}")
-        counts = [*self.teacher_widths.items(), *self.tasks.items()]
+        widths = [(name, width) for name in self.teacher_widths for width in self.level_widths(name)]
+        counts = [*widths, *self.tasks.items()]
         faults += [f"{name}: expected a positive number of channels, got {got}" for name, got in counts if got < 1]
+        wrong = [name for name in self.teacher_widths if len(self.level_widths(name)) != 4]
+        faults += [f"{name}: expected one width or four, got {self.teacher_widths[name]}" for name in wrong]
         return faults
 
     def _name_faults(self) -> list[str]:
@@ -96,10 +100,16 @@ class StudentSpec:
         names = [*self.teacher_widths, *self.tasks]
         return [f"name {name!r}: expected letters, digits, '_' or '-'" for name in names if not _NAME.fullmatch(name)]
 
+    def level_widths(self, teacher: str, /) -> tuple[int, ...]:
+        """Channels of a teacher's four levels."""
+        width = self.teacher_widths[teacher]
+        return (width,) * 4 if isinstance(width, int) else tuple(width)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         plain = asdict(self)
-        return plain | {"image_size": list(self.image_size), "levels": list(self.levels)}
+        widths = {name: got if isinstance(got, int) else list(got) for name, got in self.teacher_widths.items()}
+        return plain | {"image_size": list(self.image_size), "levels": list(self.levels), "teacher_widths": widths}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], /) -> StudentSpec:
@@ -115,4 +125,6 @@ class StudentSpec:
         values = dict(plain)
         rows, columns = values["image_size"]
         values |= {"image_size": (int(rows), int(columns)), "levels": tuple(values.get("levels", ()))}
+        widths = values.get("teacher_widths", {})
+        values["teacher_widths"] = {name: got if isinstance(got, int) else tuple(got) for name, got in widths.items()}
         return cls(**values)

@@ -47,17 +47,19 @@ def level_arrays(spec: ColumnSpec, /) -> tuple[LevelArray, ...]:
 
 def column_files(spec: ColumnSpec, view_set: ViewSetSpec, /) -> dict[str, bytes]:
     """Files that a new column begins with, ``column.json`` last: with it the column exists."""
-    files = {"zarr.json": group_metadata()}
-    for array in level_arrays(spec):
-        files[f"{array.name}/zarr.json"] = array_metadata(
-            array.spec, rows=view_set.rows, rows_per_shard=view_set.rows_per_shard
-        )
+    arrays = {
+        array.name: array_metadata(array.spec, rows=view_set.rows, rows_per_shard=view_set.rows_per_shard)
+        for array in level_arrays(spec)
+    }
+    chunks: dict[str, bytes] = {}
     assets: dict[str, Any] = {}
     for name, values in spec.codec.assets().items():
         part = PartSpec(shape=values.shape[1:], dtype=values.dtype.name)
-        files[f"codec_{name}/zarr.json"] = array_metadata(part, rows=len(values), rows_per_shard=None)
-        files[_asset_chunk(name, values.ndim)] = encode_row(values)
+        arrays[f"codec_{name}"] = array_metadata(part, rows=len(values), rows_per_shard=None)
+        chunks[_asset_chunk(name, values.ndim)] = encode_row(values)
         assets[name] = {"shape": list(values.shape), "dtype": values.dtype.name}
+    files = {"zarr.json": group_metadata(arrays), **chunks}
+    files.update({f"{name}/zarr.json": data for name, data in arrays.items()})
     objects = {path: {"sha256": item.sha256, "size": item.size} for path, item in digest_objects(files).items()}
     files[_RECORD] = render_document("column", {"spec": spec.to_json(), "assets": assets, "objects": objects})
     return files

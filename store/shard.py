@@ -14,6 +14,7 @@ import math
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +59,14 @@ def chunk_key(part: int, *, rank: int) -> str:
     return "/".join(["c", str(part), *["0"] * rank])
 
 
-def group_metadata() -> bytes:
-    """``zarr.json`` of a group without attributes."""
-    return _render({"attributes": {}, "node_type": "group", "zarr_format": 3})
+def group_metadata(arrays: Mapping[str, bytes], /) -> bytes:
+    """``zarr.json`` of a group, with its arrays' own inside, so that zarr need not list the folder.
+
+    Listing would meet the commit records, which zarr warns about because they are no part of its hierarchy.
+    """
+    inline = {name: json.loads(data) for name, data in sorted(arrays.items())}
+    consolidated = {"kind": "inline", "metadata": inline, "must_understand": False}
+    return _render({"attributes": {}, "consolidated_metadata": consolidated, "node_type": "group", "zarr_format": 3})
 
 
 def array_metadata(spec: PartSpec, /, *, rows: int, rows_per_shard: int | None) -> bytes:

@@ -16,7 +16,7 @@ SUFFIX = re.compile(r"[a-z0-9_]{1,32}(\.[a-z0-9_]{1,32}){0,2}")
 _MEMBER = re.compile(rf"(?P<row>\d{{9,15}})\.(?P<suffix>{SUFFIX.pattern})")
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
-_MAX_MEMBER_BYTES = 8 << 30
+_MAX_MEMBER_BYTES = (8 << 30) - 1
 
 
 class TarMember(NamedTuple):

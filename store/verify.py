@@ -102,23 +102,22 @@ def verify(store: Store, /, *, progress: Progress | None = None) -> list[Finding
     for name in _folders(store.root, "views"):
         try:
             audit.account(f"views/{name}/view_set.json")
-            open_view_sets[name] = store.view_set(name)
+            open_view_sets[name] = ViewSet(audit.root, name)
         except StoreError as error:
             audit.error(f"views/{name}/view_set.json", str(error))
     for view_set in open_view_sets.values():
         _check_view_set(audit, view_set)
     for name in _folders(store.root, "columns"):
         for column_name in _folders(store.root, f"columns/{name}"):
-            _check_column(audit, store, open_view_sets.get(name), f"columns/{name}/{column_name}")
+            _check_column(audit, open_view_sets.get(name), f"columns/{name}/{column_name}")
     _check_left(audit)
     return sorted(audit.findings, key=lambda finding: (finding.path, finding.severity, finding.problem))
 
 
 def _folders(root: Root, relative: str) -> list[str]:
-    try:
-        return [name for name in root.names(relative) if root.local(f"{relative}/{name}").is_dir()]
-    except StoreError:
-        return []  # a link out of the store; it is reported as a file that does not belong
+    """Names of real folders; a link is reported later as a file that does not belong."""
+    folder = root.path / relative
+    return [name for name in root.names(relative) if (folder / name).is_dir() and not (folder / name).is_symlink()]
 
 
 def _check_document(audit: _Audit, path: str, *, kind: str) -> None:
@@ -169,7 +168,7 @@ def _check_view_set(audit: _Audit, view_set: ViewSet) -> None:
             audit.error(view_set.commits.path(commit.part), "excluded rows differ from the index", rows=commit.rows)
 
 
-def _check_column(audit: _Audit, store: Store, view_set: ViewSet | None, folder: str) -> None:
+def _check_column(audit: _Audit, view_set: ViewSet | None, folder: str) -> None:
     path = f"{folder}/column.json"
     if view_set is None:
         audit.error(path, "its view set is missing or damaged")
@@ -178,7 +177,7 @@ def _check_column(audit: _Audit, store: Store, view_set: ViewSet | None, folder:
         return  # its files are reported as those of a column that was never finished
     audit.account(path)
     try:
-        column = store.column(view_set.name, folder.rsplit("/", 1)[1])
+        column = Column(audit.root, folder.rsplit("/", 1)[1], view_set=view_set)
     except StoreError as error:
         audit.error(path, str(error))
         return

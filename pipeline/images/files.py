@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def require_folder(path: Path, *, layout: str) -> Path:
     return path
 
 
-def inside(root: Path, path: Path) -> Path:
+def inside(path: Path, *, root: Path) -> Path:
     """Return the path, refusing one that leads out of ``root`` through links or dots.
 
     Raises:
@@ -84,9 +85,9 @@ def read_png_map(path: Path) -> NDArray[np.uint8]:
 
 
 def _opened(path: Path) -> Image.Image:
-    """Open and fully decode, so that truncation shows here and not later."""
+    """Decode fully, so that truncation shows here and not later; the file is closed even when it does."""
     try:
-        picture = Image.open(path)
+        picture = Image.open(BytesIO(path.read_bytes()))
         picture.load()
     except FileNotFoundError as error:
         raise BadImageError(f"{path}: file not found; the data folder is incomplete") from error
@@ -97,7 +98,7 @@ def _opened(path: Path) -> Image.Image:
     return picture
 
 
-def read_mat(path: Path, name: str) -> NDArray[np.generic]:
+def read_mat(path: Path, *, name: str) -> NDArray[np.generic]:
     """Read one variable of a MATLAB 5 file.
 
     Raises:
@@ -162,7 +163,7 @@ def read_list(path: Path, *, root: Path, layout: str) -> list[str]:
         twice = next(name for number, name in enumerate(ids) if name in ids[:number])
         raise DataError(f"{path}: image id {twice!r} is listed twice; remove one line")
     for name in ids:
-        inside(root, root / name)
+        inside(root / name, root=root)
     return ids
 
 

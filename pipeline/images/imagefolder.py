@@ -101,7 +101,7 @@ def _by_key(base: Path, root: Path) -> dict[str, Path]:
             path = Path(folder) / name
             if path.suffix.lower() not in SUFFIXES or name.startswith("."):
                 continue
-            inside(root, path)
+            inside(path, root=root)
             key = path.relative_to(base).with_suffix("").as_posix()
             if key in files:
                 raise DataError(f"{path} and {files[key]}: two images with one key {key!r}; rename one of them")

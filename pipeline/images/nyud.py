@@ -110,4 +110,4 @@ class Nyud:
             "edge": root / "edge" / f"{key}.png",
             "depth": root / "depth" / f"{key}.npy",
         }
-        return {name: inside(root, path) for name, path in files.items()}
+        return {name: inside(path, root=root) for name, path in files.items()}

@@ -107,7 +107,7 @@ class PascalContext:
         image = read_rgb(files["image"])
         if not labels:
             return ImageSample(key=key, image=image)
-        regions_HW = read_mat(files["regions"], "LabelMap")
+        regions_HW = read_mat(files["regions"], name="LabelMap")
         if regions_HW.shape != image.shape[:2]:
             raise BadImageError(
                 f"{files['regions']}: LabelMap has shape {regions_HW.shape}, its image {image.shape[:2]}"
@@ -138,7 +138,7 @@ class PascalContext:
             "sal": root / "sal_distill" / f"{key}.png",
             "normals": root / "normals_distill" / f"{key}.png",
         }
-        return {name: inside(root, path) for name, path in files.items()}
+        return {name: inside(path, root=root) for name, path in files.items()}
 
 
 def map_edges(regions_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -159,7 +159,7 @@ def person_parts(path: Path, *, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         BadImageError: The file has another structure, an unknown part, or masks of another size.
     """
     parts_HW = np.zeros(shape, dtype=np.uint8)
-    annotation = read_mat(path, "anno")
+    annotation = read_mat(path, name="anno")
     try:
         for thing in np.atleast_1d(annotation[0, 0]["objects"].squeeze()):
             if int(thing["class_ind"].squeeze()) != _PERSON or thing["parts"].size == 0:

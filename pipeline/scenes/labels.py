@@ -14,7 +14,7 @@ _MIN_SHARE = 0.006  # of the picture; smaller objects are never salient
 _JOIN = 0.6  # objects that score at least this share of the best are salient too
 
 
-def instance_edges(instance_HW: NDArray[np.int64], depth_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
+def instance_edges(instance_HW: NDArray[np.int64], *, depth_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Boundaries between instances, one pixel wide.
 
     Where two 4-neighbours belong to different instances (objects, single walls, ground, sky), the nearer pixel of the
@@ -33,7 +33,7 @@ def instance_edges(instance_HW: NDArray[np.int64], depth_HW: NDArray[np.float32]
 
 
 def salient_mask(
-    instance_HW: NDArray[np.int64], image: NDArray[np.uint8], *, class_I: NDArray[np.uint8], objects_from: int
+    instance_HW: NDArray[np.int64], *, image: NDArray[np.uint8], class_I: NDArray[np.uint8], objects_from: int
 ) -> NDArray[np.uint8]:
     """Mask of the salient objects.
 

@@ -28,7 +28,7 @@ class Pose:
     elbow: tuple[float, float]
 
     @classmethod
-    def random(cls, name: str, draw: Draw) -> Pose:
+    def random(cls, name: str, *, draw: Draw) -> Pose:
         """Draw the joint angles of a named pose."""
         r = draw.real
         if name == "standing":
@@ -90,7 +90,7 @@ def add_person(builder: Builder, *, origin: Vec, yaw: float) -> None:
     """Add one figure of random height, build, clothes and pose; it faces its own +z."""
     draw = builder.draw
     name = draw.pick(POSES, (0.35, 0.3, 0.15, 0.2))
-    pose = Pose.random(name, draw)
+    pose = Pose.random(name, draw=draw)
     h = draw.real(1.5, 1.92) / 1.75
     girth = draw.real(0.92, 1.25) * h
     clothes = _dress(builder)

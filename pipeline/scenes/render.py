@@ -65,7 +65,7 @@ def render_layers(*, seed: int, index: int, size: tuple[int, int], style: str = 
         raise DataError(f"scenes: expected a size of at least 8x8 pixels, got {size[0]}x{size[1]}; give a larger one")
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, index))))
     world = build_world(rng, style=style)
-    surface = cast(world, size)
+    surface = cast(world, size=size)
     image_N3 = _colour(world, surface)
     instance_HW = surface.instance_N.reshape(size)
     image = finish(image_N3.reshape(*size, 3), instance_HW=instance_HW, grain=world.grain, rng=rng)
@@ -79,7 +79,7 @@ def _colour(world: World, surface: Surface) -> NDArray[np.float32]:
     hit = np.flatnonzero(surface.instance_N != _SKY)
     rest = np.flatnonzero(surface.instance_N == _SKY)
     if len(rest):
-        out_N3[rest] = sky(world, surface.ray_N3[rest])
+        out_N3[rest] = sky(world, ray_N3=surface.ray_N3[rest])
     if len(hit):
         instance = surface.instance_N[hit]
         yaw = world.yaw_I[instance]
@@ -96,7 +96,7 @@ def _colour(world: World, surface: Surface) -> NDArray[np.float32]:
             footprint_N=footprint,
             noise=world.noise,
         )
-        out_N3[hit] = shade(world, surface, hit, base)
+        out_N3[hit] = shade(world, surface=surface, which=hit, base_M3=base)
     return out_N3
 
 
@@ -122,6 +122,6 @@ def _labels(
         "human_parts": surface.part_N.reshape(size),
         "normals": normals_N3.reshape(*size, 3).astype(np.float32),
         "depth": depth_HW,
-        "edge": instance_edges(instance_HW, depth_HW),
-        "sal": salient_mask(instance_HW, image, class_I=world.class_I, objects_from=world.objects_from),
+        "edge": instance_edges(instance_HW, depth_HW=depth_HW),
+        "sal": salient_mask(instance_HW, image=image, class_I=world.class_I, objects_from=world.objects_from),
     }

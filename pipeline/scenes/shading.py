@@ -16,7 +16,7 @@ __all__ = ["finish", "shade", "sky"]
 F32 = NDArray[np.float32]
 
 
-def shade(world: World, surface: Surface, which: NDArray[np.int64], base_M3: F32) -> F32:
+def shade(world: World, *, surface: Surface, which: NDArray[np.int64], base_M3: F32) -> F32:
     """Light the surface points ``which`` of base colour ``base_M3``: sun, shadow, ambient, lamps, gloss, fog."""
     light = world.light
     normal_M3, point_M3, ray_M3 = surface.normal_N3[which], surface.point_N3[which], surface.ray_N3[which]
@@ -82,7 +82,7 @@ def _lamps(world: World, point_M3: F32, normal_M3: F32) -> F32:
     return total_M3
 
 
-def sky(world: World, ray_N3: F32) -> F32:
+def sky(world: World, *, ray_N3: F32) -> F32:
     """Sky colour in the ray directions: gradient, sun glow, clouds or stars."""
     light = world.light
     unit_N3 = ray_N3 / np.sqrt((ray_N3 * ray_N3).sum(1, keepdims=True))

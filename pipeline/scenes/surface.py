@@ -32,7 +32,7 @@ class Surface:
     pixel: float
 
 
-def cast(world: World, size: tuple[int, int]) -> Surface:
+def cast(world: World, *, size: tuple[int, int]) -> Surface:
     """Cast the central ray of every pixel of a (height, width) picture."""
     camera = world.camera
     ray_N3 = camera.rays(size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -105,7 +106,7 @@ def _parts_done(
         return
     # spawn: a forked child of a process that has run torch can deadlock in its thread pool.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
         futures = [pool.submit(make_part, root, name, part, data) for part in missing]
         try:
             for future in as_completed(futures):
@@ -113,6 +114,18 @@ def _parts_done(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _die_with_parent() -> None:
+    """End this worker when the process that started it is gone: a killed run must not leave workers behind."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="sak-parent-watch", daemon=True).start()
 
 
 class _Writer(NamedTuple):

@@ -55,7 +55,7 @@ def report(recipe: Recipe, path: Path, /, *, hint: str) -> list[RunResult]:
 def _data(recipe: Recipe, results: Sequence[RunResult], runs: Sequence[RunStages]) -> ReportData:
     dataset = results[0].dataset
     tasks = list(DATASETS[dataset].tasks.values()) if dataset else []
-    shown = [task for task in tasks if task.name in results[0].metrics]
+    shown = [task for task in tasks if any(task.name in row.metrics for row in results)]
     columns = tuple(_column(task) for task in shown)
     if not columns and any("distill" in row.metrics for row in results):
         columns = (

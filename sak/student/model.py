@@ -69,7 +69,7 @@ class Student(nn.Module):
         self.norms = nn.ModuleDict({name: _per_level(partial(nn.LayerNorm, width)) for name in teachers})
         aligned = teachers if spec.aligners or not has_paths else {}
         self.aligners = nn.ModuleDict(
-            {name: _per_level(partial(nn.Linear, width, out)) for name, out in aligned.items()}
+            {name: nn.ModuleList(nn.Linear(width, out) for out in spec.level_widths(name)) for name in aligned}
         )
         routed = spec.tasks if spec.router == "mor" else {}
         self.routers = nn.ModuleDict({task: _routers(width, spec) for task in routed})
@@ -189,7 +189,7 @@ def parameter_counts(student: Student, /) -> dict[str, int]:
 def _check(spec: StudentSpec, *, width: int, depth: int, levels: tuple[int, ...]) -> None:
     if levels[-1] >= depth:
         raise SakError(f"levels: expected blocks below {depth}, the depth of {spec.stem}, got {levels}; lower them")
-    wrong = {name: got for name, got in spec.teacher_widths.items() if got != width}
+    wrong = {name: got for name, got in spec.teacher_widths.items() if set(spec.level_widths(name)) != {width}}
     if spec.paths == "adapters" and not spec.aligners and wrong:
         raise SakError(
             f"teacher_widths: without aligners expected the stem's {width}, got {wrong}; set aligners to true"

@@ -36,6 +36,7 @@ def test_a_spec_survives_json(
         ({"router": "top1"}, "mor, none"),
         ({"noise": "token"}, "image, pixel"),
         ({"paths": "none"}, "set router to 'none'"),
+        ({"teacher_widths": {"sam": (24, 24)}}, "one width or four"),
         ({"teacher_widths": {}}, "set paths to 'none'"),
         ({"image_size": (0, 4)}, "both positive"),
         ({"down_ratio": 0}, "down_ratio"),

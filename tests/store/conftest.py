@@ -7,9 +7,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import store_samples  # noqa: E402
+import store_samples
 
-from store.column import Column  # noqa: E402
+from store.column import Column
 
 
 @pytest.fixture

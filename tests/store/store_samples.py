@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from store.codecs.registry import make_codec
 from store.column import Column
 from store.order import image_permutation
+from store.root import _host as root_host
 from store.rows import ViewRow
 from store.spec import ColumnSpec, LevelSpec, ViewSetSpec
 from store.store import Store
@@ -104,3 +105,7 @@ def tree(root: Path) -> dict[str, str]:
 
 def _content(row: int, name: str) -> bytes:
     return np.random.default_rng((row, len(name))).bytes(600 + row)
+
+
+def host() -> str:
+    return root_host()

@@ -32,7 +32,7 @@ def table(request: pytest.FixtureRequest):
         frame = axis_frame(rng.normal(size=3).tolist())
         scale = np.full(3, rng.uniform(0.4, 0.9)) if request.param == "capsule" else rng.uniform(0.3, 0.9, 3)
         k = rng.uniform(0, 1.2)
-        centre = rng.uniform(-1.5, 1.5, 3) + [0, 1.5, -7]
+        centre = rng.uniform(-1.5, 1.5, 3) + np.array([0, 1.5, -7])
         prims.add(KINDS[request.param], centre=centre.tolist(), matrix=frame * scale, k=k, tag=(number, 0, 0))
     return prims.freeze()
 

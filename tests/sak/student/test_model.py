@@ -22,6 +22,7 @@ EVERY_KIND = {
     "no_aligner": replace(STAGE2, aligners=False, teacher_widths={"sam": 32}),
     "noiseless": replace(STAGE2, noisy_gating=False),
     "pixel_noise": replace(STAGE2, noise="pixel"),
+    "pyramid_teacher": replace(STAGE2, teacher_widths={"cnn": (8, 12, 24, 40)}),
     "plain": PLAIN,
     "single_task": SINGLE_TASK,
     "four_levels_early": replace(STAGE2, levels=(0, 1, 2, 3)),
@@ -34,7 +35,7 @@ def test_outputs_have_the_shapes_that_the_spec_says(spec: StudentSpec) -> None:
     output = student(images())
     assert student.grid == GRID
     assert {name: [tuple(level.shape) for level in levels] for name, levels in output.aligned.items()} == {
-        name: [(2, width, *GRID)] * 4 for name, width in spec.teacher_widths.items()
+        name: [(2, width, *GRID) for width in spec.level_widths(name)] for name in spec.teacher_widths
     }
     assert {name: tuple(logits.shape) for name, logits in output.tasks.items()} == {
         name: (2, channels, *IMAGE_SIZE) for name, channels in spec.tasks.items()

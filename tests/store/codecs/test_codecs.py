@@ -49,7 +49,7 @@ def test_parts_describe_what_encode_returns(name: str, options: dict[str, object
     rows, *shape = feat_NCHW.shape
     described = codec.parts(LevelSpec(components=shape[0], height=shape[1], width=shape[2]))
     parts = codec.encode(feat_NCHW)
-    assert list(described)[0] == "values"
+    assert next(iter(described)) == "values"
     assert {part: (values.shape, values.dtype.name) for part, values in parts.items()} == {
         part: ((rows, *spec.shape), spec.dtype) for part, spec in described.items()
     }
@@ -128,9 +128,7 @@ def test_committed_bytes_decode_for_ever(name: str, tmp_path: Path):
         for part, spec in codec.parts(LevelSpec(components=8, height=2, width=3)).items():
             data = golden[f"shard_{part}"].tobytes()
             (tmp_path / part).write_bytes(data)
-            shard = ShardFile(
-                Root(tmp_path), part, spec=spec, rows=range(100, 103), rows_per_shard=4, size=len(data)
-            )
+            shard = ShardFile(Root(tmp_path), part, spec=spec, rows=range(100, 103), rows_per_shard=4, size=len(data))
             values = np.empty((3, *spec.shape), spec.dtype)
             for row in range(3):
                 shard.read_row(100 + row, values.reshape(3, -1)[row].view(np.uint8))

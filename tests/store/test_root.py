@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from store.document import parse_document, render_document
+from store.errors import CorruptShardError, FormatError, StoreError
+from store.root import Root
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "..", "a/../b", "a//b", "a/", "", ".", ".a", "a\\b", "a\0b", "a/~"])
+def test_paths_that_could_leave_the_root_are_refused(tmp_path: Path, path: str):
+    with pytest.raises(FormatError, match="plain relative path"):
+        Root(tmp_path).local(path)
+
+
+def test_links_out_of_the_root_are_refused(tmp_path: Path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(FormatError, match="a link leads outside"):
+        Root(tmp_path / "root").read_bytes("link", max_bytes=10)
+
+
+def test_reads_are_bounded(tmp_path: Path):
+    root = Root(tmp_path)
+    root.write_atomic("a/b/file", b"12345")
+    assert root.read_bytes("a/b/file", max_bytes=5) == b"12345"
+    with pytest.raises(CorruptShardError, match="at most 4 bytes, got 5"):
+        root.read_bytes("a/b/file", max_bytes=4)
+    with pytest.raises(CorruptShardError, match="cannot be read"):
+        root.read_bytes("a/b", max_bytes=4)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "open"])
+def test_a_failing_disk_leaves_the_old_file_and_no_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    root = Root(tmp_path)
+    root.write_atomic("file", b"old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open" if step == "open" else f"os.{step}", fail)
+        with pytest.raises(StoreError, match=r"file: cannot be written \(No space left on device\); mend the cause"):
+            root.write_atomic("file", b"new")
+    assert root.read_bytes("file", max_bytes=9) == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"[" * 100_000, b"\xff", b'{"body": 3}'])
+def test_other_json_is_refused(data: bytes):
+    with pytest.raises(StoreError, match=r"x\.json: "):
+        parse_document(data, kind="store", where="x.json")
+
+
+def test_documents_round_trip():
+    body = {"b": [1, 2.5, None], "a": {"é": True}}
+    assert parse_document(render_document("store", body), kind="store", where="x") == body

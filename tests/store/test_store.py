@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import ast
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import store_samples
+
+import store
+from store.column import Column
+from store.errors import FormatError, MissingColumnError
+from store.store import Store
+from store.viewset import ReadOptions
+
+PACKAGE = Path(store.__file__).parent
+
+
+def test_create_is_idempotent_and_open_finds_it(tmp_path: Path):
+    Store.create(tmp_path / "a" / "store")
+    before = store_samples.tree(tmp_path)
+    Store.create(tmp_path / "a" / "store")
+    assert store_samples.tree(tmp_path) == before
+    assert store.open(tmp_path / "a" / "store").view_sets() == ()
+
+
+def test_open_refuses_what_is_no_store(tmp_path: Path):
+    with pytest.raises(FormatError, match=r"expected a store, found no store.json"):
+        Store.open(tmp_path)
+    with pytest.raises(FormatError, match="object stores are not supported yet"):
+        Store.open("s3://bucket/store")
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(FormatError, match="choose another"):
+        Store.create(tmp_path)
+    with pytest.raises(FormatError, match="got a file"):
+        Store.create(tmp_path / "thesis.tex")
+
+
+def test_listing_and_finding(filled: Column, tmp_path: Path):
+    opened = Store.open(tmp_path / "store")
+    assert [views.name for views in opened.view_sets()] == ["train"]
+    assert [column.name for column in opened.columns("train")] == [filled.name]
+    spec = store_samples.column_spec()
+    found = opened.find_column("train", "dino", spec.fingerprint)
+    assert found is not None
+    assert found.spec == spec
+    assert opened.find_column("train", "clip", spec.fingerprint) is None
+
+
+def test_what_is_missing_is_named_with_what_there_is(filled: Column, tmp_path: Path):
+    opened = Store.open(tmp_path / "store", options=ReadOptions(hint="run sak extract x.yaml"))
+    with pytest.raises(MissingColumnError, match="no view set 'val', found train"):
+        opened.columns("val")
+    with pytest.raises(MissingColumnError, match=rf"no column 'clip-0', found {filled.name}; run sak extract x.yaml"):
+        opened.column("train", "clip-0")
+
+
+@pytest.mark.parametrize("name", ["../train", "/etc", "a/b", "", ".hidden", "x" * 101, "caf\u00e9"])
+def test_unsafe_names_are_refused(filled: Column, tmp_path: Path, name: str):
+    opened = Store.open(tmp_path / "store")
+    with pytest.raises(FormatError, match="expected 1 to 100"):
+        opened.view_set(name)
+    with pytest.raises(FormatError, match="expected 1 to 100"):
+        opened.column("train", name)
+    with pytest.raises(FormatError, match="expected 1 to 100"):
+        dataclasses.replace(store_samples.column_spec(), teacher=name)
+
+
+def test_creating_the_same_again_returns_it(filled: Column, tmp_path: Path):
+    opened = Store.open(tmp_path / "store")
+    before = store_samples.tree(tmp_path)
+    assert opened.create_view_set(store_samples.view_spec()).committed_parts() == (0, 1, 2)
+    assert opened.create_column(store_samples.column_spec()).committed_parts() == (0, 1, 2)
+    assert store_samples.tree(tmp_path) == before
+
+
+def test_another_view_set_of_the_same_name_is_refused(filled: Column, tmp_path: Path):
+    with pytest.raises(FormatError, match=r"with another seed \(11 there, 12 asked\); choose another name"):
+        Store.open(tmp_path / "store").create_view_set(store_samples.view_spec(seed=12))
+
+
+def test_another_need_gets_another_column(filled: Column, tmp_path: Path):
+    spec = store_samples.column_spec()
+    others = [
+        store_samples.column_spec("fp16"),
+        dataclasses.replace(spec, identity={**spec.identity, "size": [64, 64]}),
+        dataclasses.replace(spec, levels=spec.levels[:1]),
+    ]
+    assert len({spec.fingerprint, *(other.fingerprint for other in others)}) == 4
+    opened = Store.open(tmp_path / "store")
+    for other in others:
+        opened.create_column(other)
+    assert len(opened.columns("train")) == 4
+
+
+def test_a_column_needs_its_view_set(tmp_path: Path):
+    with pytest.raises(MissingColumnError, match="no view set 'train', found none"):
+        Store.create(tmp_path / "store").create_column(store_samples.column_spec())
+
+
+def test_a_moved_column_is_refused(filled: Column, tmp_path: Path):
+    folder = tmp_path / "store" / filled.folder
+    folder.rename(folder.with_name("dino-0000000000000000"))
+    with pytest.raises(FormatError, match="a folder was moved"):
+        Store.open(tmp_path / "store").columns("train")
+
+
+def test_a_column_that_is_a_link_out_of_the_store_is_refused(filled: Column, tmp_path: Path):
+    folder = tmp_path / "store" / filled.folder
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FormatError, match="a link leads outside the store"):
+        Store.open(tmp_path / "store").columns("train")
+
+
+def test_options_are_checked():
+    with pytest.raises(FormatError, match="verify: expected one of shard, row, size, got 'none'"):
+        ReadOptions(verify="none")
+
+
+def test_importing_and_reading_loads_no_torch_and_no_zarr(filled: Column, tmp_path: Path):
+    code = (
+        "import sys, store; s = store.open(sys.argv[1]); s.columns('train')[0].read([3, 4]);"
+        "print([name for name in ('torch', 'zarr') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "store")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_module_imports_what_a_store_must_not():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"torch", "sak", "pipeline", "pickle"}, path
