@@ -1,18 +1,26 @@
 """The ``sak`` command: parse, call one stage, turn expected errors into one line and exit code 2.
 
-Stages are imported inside the commands, so that ``sak --help`` loads no torch.
+Stages are imported inside the commands, after the recipe is read: ``sak --help`` and a mistyped key load no torch.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeline.recipes import Recipe
+
 __all__ = ["app", "main"]
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="sak",
@@ -21,11 +29,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="""Distil a committee of vision foundation models into one multi-task student.
 
-    Each teacher runs once over the images; its features go, compressed, into a store. Any number of students trains
-    from the store without loading a teacher.
-
-    Start with:  sak run workflows/quickstart.yaml
+    Each teacher runs once over the images; its features go, compressed, into a store.
+    Any number of students trains from the store without loading a teacher.
     """,
+    epilog="""Example:  sak run workflows/quickstart.yaml
+
+    Exit codes: 0 done, 1 damage found by sak store verify, 2 input to correct, 130 interrupted.""",
 )
 store_app = typer.Typer(no_args_is_help=True, help="Look into a feature store and check it.")
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
@@ -34,13 +43,21 @@ app.add_typer(store_app, name="store")
 app.add_typer(data_app, name="data")
 app.add_typer(teachers_app, name="teachers")
 
-Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML); the shipped ones are in workflows/.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML); the shipped ones are in workflows/.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Overrides KEY=VALUE with dotted keys, read as YAML: distill.steps=100 student.router=none"),
+    typer.Argument(
+        metavar="KEY=VALUE...",
+        help="Changes to the recipe: dotted keys, values read as YAML, as in distill.steps=100 student.router=none.",
+    ),
 ]
-Runs = Annotated[list[str] | None, typer.Option("--run", "-r", help="Only this run of the recipe; repeat for several.")]
-Root = Annotated[Path, typer.Argument(help="Folder of the store.")]
+Runs = Annotated[
+    list[str] | None,
+    typer.Option("--run", "-r", metavar="NAME", help="Only this run; repeat for several. All of them, if absent."),
+]
+Root = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store: the key store of a recipe.")]
 
 
 class Layout(StrEnum):
@@ -51,110 +68,144 @@ class Layout(StrEnum):
     nyud = "nyud"
 
 
-@app.command()
-def run(recipe: Recipe, overrides: Overrides = None, only: Runs = None) -> None:
+class Part(StrEnum):
+    """What ``sak export`` writes."""
+
+    student = "student"
+    stem = "stem"
+
+
+class Precision(StrEnum):
+    """Number formats of ``sak export``."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+@app.command(epilog="Example:  sak run workflows/quickstart.yaml distill.steps=800 --run sak")
+def run(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
     """Run every stage of a recipe, skip what is done, print the table and write the report.
 
-    Interrupt it whenever you like: the same command goes on where it stopped.
+    Stages: extract, distill, finetune, eval, report. Interrupt it whenever you like: the same command goes on where
+    it stopped. A changed recipe redoes only what the change touches.
     """
+    loaded = _load(recipe, overrides)
     from pipeline.stages.run import STAGES
 
     for stage in STAGES:
-        _stage(stage, recipe, overrides, only)
+        _stage(stage, loaded, only, hint=_hint("run", recipe, overrides))
     if only:
         print(f"finished {', '.join(only)}; the table and report need every run of the recipe")
     else:
         report(recipe, overrides)
 
 
-@app.command()
-def extract(recipe: Recipe, overrides: Overrides = None, only: Runs = None) -> None:
-    """Write the views and teacher columns that a recipe reads into its store; done shards are never redone."""
-    _stage("extract", recipe, overrides, only)
+@app.command(epilog="Example:  sak extract workflows/quickstart.yaml extract.codec=fp16")
+def extract(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
+    """Write the views and teacher columns that a recipe reads into its store; done shards are never redone.
+
+    The only stage that loads teachers, unless a recipe says targets: online.
+    """
+    _stage("extract", _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
 
 
-@app.command()
-def distill(recipe: Recipe, overrides: Overrides = None, only: Runs = None) -> None:
-    """Stage 1: train students on stored teacher features; no teacher is loaded and no label is read."""
-    _stage("distill", recipe, overrides, only)
+@app.command(epilog="Example:  sak distill workflows/quickstart.yaml --run sak")
+def distill(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
+    """Stage 1: train students on stored teacher features; no teacher is loaded and no label is read.
+
+    Needs what sak extract writes.
+    """
+    _stage("distill", _load(recipe, overrides), only, hint=_hint("extract", recipe, overrides))
 
 
-@app.command()
-def finetune(recipe: Recipe, overrides: Overrides = None, only: Runs = None) -> None:
-    """Stage 2: train routers and heads on the tasks, with the teachers' loss at weight finetune.alpha."""
-    _stage("finetune", recipe, overrides, only)
+@app.command(epilog="Example:  sak finetune workflows/quickstart.yaml finetune.alpha=0.5 --run sak")
+def finetune(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
+    """Stage 2: train routers and heads on the tasks, with the teachers' loss at weight finetune.alpha.
+
+    Needs what sak extract and, for runs that have a stage 1, sak distill write.
+    """
+    _stage("finetune", _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
 
 
-@app.command(name="eval")
-def evaluate(recipe: Recipe, overrides: Overrides = None, only: Runs = None) -> None:
-    """Score finished students, alone, on held-out images."""
-    _stage("eval", recipe, overrides, only)
+@app.command(name="eval", epilog="Example:  sak eval workflows/quickstart.yaml --run sak")
+def evaluate(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
+    """Score finished students, alone, on held-out images: every task's metric, router weights, pictures."""
+    _stage("eval", _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
 
 
-@app.command()
+@app.command(epilog="Example:  sak report workflows/quickstart.yaml --out talk.html")
 def report(
-    recipe: Recipe,
+    recipe: RecipeFile,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="File to write; by default report.html in the recipe's folder.")
+        Path | None,
+        typer.Option(metavar="FILE", help="File to write; by default report.html in the recipe's folder."),
     ] = None,
 ) -> None:
     """Print the results table of finished runs and write one self-contained HTML page."""
-    from rich.console import Console
-
+    loaded = _load(recipe, overrides)
     from pipeline.results import results_table
     from pipeline.stages.report import report as write
 
-    loaded = _load(recipe, overrides)
     path = out or loaded.out / "report.html"
     results = write(loaded, path, hint=_hint("run", recipe, overrides))
-    Console().print(results_table(results))
+    _print_table(results_table(results))
     print(f"report: {path}")
 
 
-@app.command()
+@app.command(
+    epilog="Example:  sak export workflows/quickstart.yaml --run sak --what stem --dtype fp16 --out stem.safetensors"
+)
 def export(
-    recipe: Recipe,
-    out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
-    run_name: Annotated[str, typer.Option("--run", "-r", help="Which run of the recipe.")],
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write; its name ends in .safetensors.")],
+    run_name: Annotated[
+        str,
+        typer.Option("--run", "-r", metavar="NAME", help="Which run; RUN/TASK where each task has its own network."),
+    ],
     overrides: Overrides = None,
-    what: Annotated[str, typer.Option(help="student (all of it) or stem (a plain timm ViT).")] = "student",
-    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    what: Annotated[
+        Part, typer.Option(help="The whole student, or its stem alone, which timm loads as a plain ViT.")
+    ] = Part.student,
+    dtype: Annotated[Precision, typer.Option(help="Number format of the weights.")] = Precision.fp32,
 ) -> None:
     """Write a finished run's weights as safetensors."""
-    from pipeline.stages.export import export as write
-    from pipeline.stages.run import select
-
     loaded = _load(recipe, overrides)
-    (plan,) = select(loaded, [run_name])
+    from pipeline.stages.export import export as write
+    from pipeline.stages.run import find_study
+
     hint = _hint("run", recipe, overrides)
-    size = write(plan.study, loaded.out, out, what=what, dtype=dtype, hint=hint)
+    study = find_study(loaded, run_name)
+    size = write(study, loaded.out, out, what=what.value, dtype=dtype.value, hint=hint)
     print(f"{out}: {size / 1e6:.2f} MB")
 
 
-@store_app.command("ls")
+@store_app.command("ls", epilog="Example:  sak store ls runs/store")
 def store_ls(root: Root) -> None:
     """List view sets and columns: rows, shards, size, and size against plain fp16."""
-    from rich.console import Console
-
     from pipeline.stages.inspect import list_store
 
-    Console().print(list_store(root))
+    _print_table(list_store(root))
 
 
-@store_app.command("info")
+@store_app.command("info", epilog="Example:  sak store info runs/store semantics-0123456789abcdef")
 def store_info(
-    root: Root, name: Annotated[str, typer.Argument(help="A view set or column, as sak store ls prints it.")]
+    root: Root,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A view set or column, as sak store ls prints it.")],
 ) -> None:
-    """Show all that is recorded of a view set or column, with its codec's measured error."""
+    """Show all that is recorded of a view set or column, with its codec's measured error and the rows left out."""
     from pipeline.stages.inspect import show
 
     print(show(root, name), end="")
 
 
-@store_app.command("verify")
+@store_app.command("verify", epilog="Example:  sak store verify runs/store")
 def store_verify(root: Root) -> None:
-    """Read every committed byte again; exit 1 and name what differs from its record."""
+    """Read every committed byte again; exit 1 and name what differs from its record.
+
+    Nothing is repaired. What is merely unfinished is listed as info, and sak extract completes it.
+    """
     from pipeline.stages.inspect import verify_store
 
     verdict = verify_store(root)
@@ -165,23 +216,26 @@ def store_verify(root: Root) -> None:
         raise typer.Exit(1)
 
 
-@data_app.command("scenes")
+@data_app.command("scenes", epilog="Example:  sak data scenes --layout nyud --out scenes_nyud --train 200 --val 50")
 def data_scenes(
     layout: Annotated[Layout, typer.Option(help="Whose on-disk layout to write.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; created if absent.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; created if absent.")],
     train: Annotated[int, typer.Option(min=1, help="Training scenes.")] = 64,
     val: Annotated[int, typer.Option(min=1, help="Validation scenes.")] = 16,
     size: Annotated[int, typer.Option(min=16, help="Side of a scene in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
 ) -> None:
-    """Render the built-in scenes with labels, in the layout of an image folder, PASCAL-Context or NYUD-v2."""
+    """Render the built-in scenes with labels, in the layout of an image folder, PASCAL-Context or NYUD-v2.
+
+    The readers of the real data sets then run on them: data.eval.source={name: nyud, root: DIR, split: val}.
+    """
     from pipeline.stages.data import write_scenes
 
     write_scenes(layout.value, out=out, train=train, val=val, size=size, seed=seed)
     print(f"{train} training and {val} validation scenes in {out}")
 
 
-@teachers_app.command("ls")
+@teachers_app.command("ls", epilog="Example:  sak teachers ls")
 def teachers_ls() -> None:
     """List the built-in teachers; any timm model is a teacher too (timm: NAME in a recipe)."""
     from pipeline.stages.inspect import list_teachers
@@ -190,31 +244,71 @@ def teachers_ls() -> None:
         print(line)
 
 
-def _stage(stage: str, recipe: Path, overrides: list[str] | None, only: list[str] | None) -> None:
+def _stage(stage: str, recipe: Recipe, only: list[str] | None, *, hint: str) -> None:
     from pipeline.stages.run import run_stage, select
 
-    loaded = _load(recipe, overrides)
-    run_stage(stage, loaded, select(loaded, only or []), hint=_hint("run", recipe, overrides))
+    run_stage(stage, recipe, select(recipe, only or []), hint=hint)
 
 
-def _load(recipe: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]  # naming the type would load torch
+def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
     from pipeline.recipes import load_recipe
 
     return load_recipe(recipe, overrides or [])
 
 
 def _hint(command: str, recipe: Path, overrides: list[str] | None) -> str:
-    return " ".join(["sak", command, str(recipe), *(overrides or [])])
+    return shlex.join(["sak", command, str(recipe), *(overrides or [])])
+
+
+def _print_table(table: Table) -> None:
+    """Print a table at its own width: a cut number is a wrong number, and names are there to be copied."""
+    from rich.console import Console
+
+    console = Console()
+    wide = Console(width=10_000)
+    Console(width=max(console.width, wide.measure(table).maximum)).print(table)
 
 
 def main() -> None:
     """Entry point: one line and exit code 2 for every error that a user can mend."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
     except Exception as error:
-        from pipeline.errors import EXPECTED
+        sys.exit(_explain(error))
+    # typer turns a KeyboardInterrupt inside a command into this code.
+    if code == _INTERRUPTED:
+        _complain("interrupted; the same command goes on where it stopped")
+    sys.exit(code or 0)
 
-        if not isinstance(error, EXPECTED):
-            raise
-        print(f"sak: {error}", file=sys.stderr)
-        sys.exit(2)
+
+def _explain(error: Exception) -> int:
+    """Print an expected error and return its exit code; raise any other."""
+    from pipeline.errors import EXPECTED, Interrupted, RecipeError
+
+    # typer's own errors have no public base class that all its versions share.
+    usage = getattr(error, "format_message", None)
+    if usage is not None:
+        context = getattr(error, "ctx", None)
+        message = " ".join(str(usage()).split()).rstrip(".")
+        if message:
+            _complain(f"{message}; see {context.command_path if context else 'sak'} --help")
+        return 2
+    if isinstance(error, RecipeError):
+        _complain(str(error))
+    elif isinstance(error, EXPECTED):
+        _complain(" ".join(str(error).split()))
+    elif isinstance(error, OSError) and error.filename is not None:
+        _complain(f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk")
+    else:
+        raise error
+    return _INTERRUPTED if isinstance(error, Interrupted) else 2
+
+
+def _complain(message: str) -> None:
+    print(f"sak: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sak.errors import CheckpointError
-from sak.weights import save_weights
+from sak.weights import compare_state, digest_state, load_metadata, load_weights, save_weights
 
 __all__ = ["Position", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -47,7 +47,8 @@ def save_checkpoint(
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.safetensors"
-    save_weights(path, tensors, metadata={"step": str(step), "scaler": json.dumps(scaler.state_dict())})
+    about = {"step": str(step), "scaler": json.dumps(scaler.state_dict()), "sha256": digest_state(tensors)}
+    save_weights(path, tensors, metadata=about)
     for old in sorted(folder.glob("step-*.safetensors"))[:-keep]:
         old.unlink()
     return path
@@ -62,32 +63,54 @@ def latest_checkpoint(folder: Path, /) -> Path | None:
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, scaler: torch.amp.GradScaler
 ) -> Position:
-    """Restore everything that ``save_checkpoint`` wrote.
+    """Restore everything that ``save_checkpoint`` wrote, or nothing.
 
     Raises:
         CheckpointError: The file is damaged, or was written by a run with other parameters.
     """
+    saved = _read(path)
+    report = compare_state(model.state_dict(), saved.groups["model"])
+    known = dict(model.named_parameters()).keys()
+    strange = {name.rpartition("/")[0] for name in saved.groups["optim"]} - known
+    if strange or not report.fits:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of this very network, got {report.summary()}, and optimiser state of"
+            f" {len(strange)} other parameters; delete {path.parent.parent} to start over"
+        )
+    model.load_state_dict(saved.groups["model"])
+    _load_optimizer(model, optimizer, saved.groups["optim"])
+    torch.set_rng_state(saved.groups["rng"]["cpu"])
+    if "cuda" in saved.groups["rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(saved.groups["rng"]["cuda"])
+    scaler.load_state_dict(saved.scaler)
+    return Position(saved.step)
+
+
+class _Saved(NamedTuple):
+    step: int
+    scaler: dict[str, object]
+    groups: dict[str, dict[str, Tensor]]
+
+
+def _read(path: Path) -> _Saved:
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}, "rng": {}}
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                group, _, rest = name.partition("/")
-                groups[group][rest] = file.get_tensor(name)
-        step = int(metadata["step"])
+        about = load_metadata(path)
+        tensors = load_weights(path)
+        for name, tensor in tensors.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = tensor
+        step, scaler = int(about["step"]), json.loads(about["scaler"])
+        whole = path.name == f"step-{step:09d}{path.suffix}" and about["sha256"] == digest_state(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(
             f"{path}: damaged checkpoint ({error}); delete it to resume from the one before"
         ) from error
-    missing, unexpected = model.load_state_dict(groups["model"], strict=False)
-    if missing or unexpected:
-        raise CheckpointError(f"{path}: another model's checkpoint; missing {missing[:5]}, unexpected {unexpected[:5]}")
-    _load_optimizer(model, optimizer, groups["optim"])
-    torch.set_rng_state(groups["rng"]["cpu"])
-    if "cuda" in groups["rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(groups["rng"]["cuda"])
-    scaler.load_state_dict(json.loads(metadata["scaler"]))
-    return Position(step)
+    if not whole or not isinstance(scaler, dict):
+        raise CheckpointError(
+            f"{path}: damaged checkpoint (its content is not what was saved); delete it to resume from the one before"
+        )
+    return _Saved(step, scaler, groups)
 
 
 def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, object]]:

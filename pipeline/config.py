@@ -8,6 +8,7 @@ arguments for the classes of ``sak`` and ``store``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
@@ -44,8 +45,19 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 def _positive(owner: str, values: dict[str, float | None]) -> None:
     for name, value in values.items():
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{owner}.{name} must be greater than 0, got {value}")
+
+
+def _not_negative(owner: str, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{owner}.{name} must be 0 or more, got {value}")
+
+
+def _fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is a fraction of all steps in [0, 1), got {value}")
 
 
 def _one_length(owner: str, steps: int | None, epochs: float | None) -> None:
@@ -130,7 +142,16 @@ class TeacherConfig:
             }
             if any(value for name, value in others.items() if name not in _TEACHER_CHOICES):
                 raise ValueError(f"teacher: builtin {self.builtin} is complete in itself; drop its other keys")
-            return dataclasses.replace(teacher_spec(self.builtin), name=name)
+            spec, native = teacher_spec(self.builtin), self.normalization == "native"
+            return dataclasses.replace(
+                spec,
+                name=name,
+                resize=self.resize,
+                normalization=self.normalization,
+                alignment=self.alignment,
+                mean=spec.mean if native else None,
+                std=spec.std if native else None,
+            )
         size = (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
         return TeacherSpec(
             name=name,
@@ -209,8 +230,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         _one_length("distill", self.steps, self.epochs)
         _positive("distill", {"batch": self.batch, "lr": self.lr})
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"distill.warmup is a fraction of all steps in [0, 1), got {self.warmup}")
+        _not_negative("distill", {"weight_decay": self.weight_decay, "clip": self.clip})
+        _fraction("distill.warmup", self.warmup)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -241,8 +262,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         _one_length("finetune", self.steps, self.epochs)
         _positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
-        if self.alpha < 0:
-            raise ValueError(f"finetune.alpha must be 0 or more, got {self.alpha}")
+        _not_negative("finetune", {"alpha": self.alpha, "weight_decay": self.weight_decay, "clip": self.clip})
+        _fraction("finetune.warmup", self.warmup)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -254,6 +275,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _positive("eval", {"batch": self.batch})
+        _not_negative("eval", {"gallery": self.gallery})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

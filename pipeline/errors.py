@@ -5,7 +5,7 @@ from __future__ import annotations
 from sak.errors import SakError
 from store.errors import StoreError
 
-__all__ = ["EXPECTED", "BadImageError", "DataError", "PipelineError", "RecipeError"]
+__all__ = ["EXPECTED", "BadImageError", "DataError", "Interrupted", "PipelineError", "RecipeError"]
 
 
 class PipelineError(ValueError):
@@ -14,6 +14,10 @@ class PipelineError(ValueError):
 
 class RecipeError(PipelineError):
     """A recipe that cannot be read or does not validate; the message lists every fault with its key path."""
+
+
+class Interrupted(PipelineError):
+    """Training was asked to stop; a checkpoint was written and the same command continues."""
 
 
 class DataError(PipelineError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -117,8 +117,11 @@ class Loader:
             self._cycle = (cycle, order[np.isin(order, self._usable)])
         return self._cycle[1][index * self._batch : (index + 1) * self._batch]
 
-    def batches(self, start: int, stop: int, /) -> Iterator[Batch]:
-        """Batches of steps ``start`` to ``stop - 1``, read ahead by one thread; its errors are raised here."""
+    def batches(self, start: int, stop: int, /) -> Generator[Batch, None, None]:
+        """Batches of steps ``start`` to ``stop - 1``, read ahead by one thread; its errors are raised here.
+
+        Closing the generator ends the thread.
+        """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=_AHEAD)
         closed = threading.Event()
 

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from pipeline.config import TrackConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import Interrupted, PipelineError
 from pipeline.loader import Batch, Loader
 from pipeline.runtime import autocast
 from pipeline.tracking import CONSOLE, MetricsLog, progress_bar
@@ -36,10 +36,6 @@ class LossFunction(Protocol):
     def __call__(self, batch: Batch, /) -> Mapping[str, Tensor]:
         """Losses of one batch."""
         ...
-
-
-class Interrupted(PipelineError):
-    """Training was asked to stop; a checkpoint was written and the same command continues."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +99,11 @@ def train(model: nn.Module, losses: LossFunction, loader: Loader, *, plan: Train
         stop.listen(),
         MetricsLog(folder, start=start, tensorboard=plan.track.tensorboard) as log,
         progress_bar("steps") as bar,
+        closing(loader.batches(start, plan.steps)) as batches,
     ):
         shown = bar.add_task(label, total=plan.steps, completed=start, note="")
         meter = _Meter(bar, shown)
-        for batch in meter.timed(loader.batches(start, plan.steps)):
+        for batch in meter.timed(batches):
             named = run.step(batch, losses)
             done = batch.step + 1
             meter.count(len(batch.rows))

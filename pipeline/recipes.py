@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.config import RunConfig, Study
 from pipeline.errors import RecipeError
@@ -25,6 +27,16 @@ T = TypeVar("T")
 _RECIPE_KEYS = ("name", "out", "runs", "baselines", "summary")
 _STUDY = TypeAdapter(Study)
 _RUNS = TypeAdapter(dict[str, RunConfig])
+_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+\Z"))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes ``1e-3`` for text, because it has no dot; people mean a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own form
+        first: [_FLOAT, *known] if first in "-+0123456789" else known
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 class RunPlan(NamedTuple):
@@ -63,7 +75,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: The file is absent or not YAML, or keys or values are wrong; every fault is named with its path.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"{path}: no such recipe; the shipped ones are in workflows/") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -85,11 +97,13 @@ def recipe_from_mapping(raw: object, *, overrides: Sequence[str] = (), where: st
         _set_dotted(data, key, value)
     problems: list[str] = []
     study_raw = {key: value for key, value in data.items() if key not in _RECIPE_KEYS}
-    study = _validate(_STUDY, study_raw, "", problems)
-    configs = _validate(_RUNS, data.get("runs") or {"main": {}}, "runs", problems)
-    plans = _expand(study_raw, configs or {}, study is None, problems)
+    base = _validate(_STUDY, study_raw)
+    runs = _validate(_RUNS, data.get("runs") or {"main": {}})
+    problems += [_line("", fault) for fault in base.faults] + [_line("runs", fault) for fault in runs.faults]
+    study, configs = base.value, runs.value
+    plans = _expand(study_raw, configs or {}, shared=base.faults, problems=problems)
     baselines = data.get("baselines") or []
-    if not isinstance(baselines, list) or any(name not in (configs or {}) for name in baselines):
+    if not isinstance(baselines, list) or any(item not in list(configs or {}) for item in baselines):
         problems.append(f"baselines: expected a list of names from runs {sorted(configs or {})}, got {baselines!r}")
     name = str(data.get("name") or Path(where).stem)
     if problems or study is None or not isinstance(baselines, list):
@@ -115,9 +129,17 @@ def parse_override(text: str, /) -> tuple[str, object]:
     if not sign or not key.strip():
         raise RecipeError(f"override {text!r}: expected key=value, for example distill.steps=100")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), _parse(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {text!r}: the value is not YAML") from error
+
+
+def _parse(text: str) -> object:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def plain(config: object, /) -> dict[str, object]:
@@ -138,21 +160,24 @@ def _plain_value(value: object) -> object:
 
 
 def _expand(
-    study_raw: dict[str, object], configs: Mapping[str, RunConfig], broken: bool, problems: list[str]
+    study_raw: dict[str, object], configs: Mapping[str, RunConfig], *, shared: Sequence[_Fault], problems: list[str]
 ) -> list[RunPlan]:
     plans = []
     for name, config in configs.items():
         if not name or any(char in name for char in "/\\ ") or name.startswith("."):
             problems.append(f"runs.{name}: a run's name is used as a folder name; no spaces, slashes or leading dot")
         raw = copy.deepcopy(study_raw)
-        for key, value in config.set.items():
-            _set_dotted(raw, key, value)
-        # A fault of the shared part would be repeated for every run.
-        study = _validate(_STUDY, raw, f"runs.{name}.set", [] if broken else problems)
-        if study is not None:
-            plans.append(
-                RunPlan(name=name, description=config.description, study=study, split_tasks=config.split_tasks)
-            )
+        try:
+            for key, value in config.set.items():
+                _set_dotted(raw, key, value)
+        except RecipeError as error:
+            problems.append(f"runs.{name}.set: {error}")
+            continue
+        checked = _validate(_STUDY, raw)
+        # A fault of the shared part is listed once, under its own path.
+        problems += [_line(f"runs.{name}.set", fault) for fault in checked.faults if fault not in shared]
+        if checked.value is not None:
+            plans.append(RunPlan(name, config.description, checked.value, config.split_tasks))
     return plans
 
 
@@ -170,15 +195,29 @@ def _set_dotted(data: dict[str, object], key: str, value: object) -> None:
     node[last] = value
 
 
-def _validate(adapter: TypeAdapter[T], raw: object, prefix: str, problems: list[str]) -> T | None:
+class _Fault(NamedTuple):
+    path: str
+    message: str
+
+
+class _Checked(NamedTuple, Generic[T]):
+    value: T | None
+    faults: list[_Fault]
+
+
+def _validate(adapter: TypeAdapter[T], raw: object) -> _Checked[T]:
     try:
-        return adapter.validate_python(raw)
+        return _Checked(adapter.validate_python(raw), [])
     except ValidationError as error:
-        for item in error.errors(include_url=False):
-            path = ".".join([part for part in (prefix, *map(str, item["loc"])) if part])
-            message = "unknown key" if item["type"] == "unexpected_keyword_argument" else item["msg"]
-            shown = (
-                "" if isinstance(item["input"], dict) or "dataclass" in item["type"] else f" (got {item['input']!r})"
-            )
-            problems.append(f"{path or 'recipe'}: {message.removeprefix('Value error, ')}{shown}")
-    return None
+        return _Checked(None, [_fault(item) for item in error.errors(include_url=False)])
+
+
+def _fault(item: ErrorDetails) -> _Fault:
+    message = "unknown key" if item["type"] == "unexpected_keyword_argument" else item["msg"]
+    hidden = isinstance(item["input"], dict) or "dataclass" in item["type"]
+    shown = "" if hidden else f" (got {item['input']!r})"
+    return _Fault(".".join(map(str, item["loc"])), message.removeprefix("Value error, ") + shown)
+
+
+def _line(prefix: str, fault: _Fault) -> str:
+    return f"{'.'.join(part for part in (prefix, fault.path) if part) or 'recipe'}: {fault.message}"

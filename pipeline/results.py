@@ -132,7 +132,11 @@ def _delta(row: RunResult, baseline: RunResult) -> float:
 
 
 def _comparable(row: RunResult, baseline: RunResult) -> bool:
-    return bool(row.dataset) and row.dataset == baseline.dataset and {*_task_metrics(row)} == {*_task_metrics(baseline)}
+    """Whether a relative change exists: the same tasks, all of them scored, and nothing to be divided by zero."""
+    if not row.dataset or row.dataset != baseline.dataset:
+        return False
+    ours, theirs = main_values(row), main_values(baseline)
+    return {*ours} == {*theirs} and all(map(math.isfinite, (*ours.values(), *theirs.values()))) and all(theirs.values())
 
 
 def _task_metrics(row: RunResult) -> Metrics:
@@ -167,4 +171,5 @@ def _number(value: object) -> float:
 def _floats(value: object) -> dict[str, float]:
     if not isinstance(value, dict):
         raise PipelineError(f"a stage record holds {value!r} where a mapping was expected; delete its folder and rerun")
-    return {str(name): _number(item) for name, item in value.items()}
+    # A metric without a single valid pixel is NaN, which JSON writes as null.
+    return {str(name): math.nan if item is None else _number(item) for name, item in value.items()}

@@ -7,6 +7,7 @@ another one, and ``stage.json``, written last, says that it is complete.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -73,14 +74,22 @@ class StageDir:
 
 
 def write_json(path: Path, data: Mapping[str, object], /) -> None:
-    """Write JSON under a temporary name, flush, rename."""
+    """Write JSON under a temporary name, flush, rename; NaN and infinity, which JSON lacks, become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, sort_keys=True)
+        json.dump(_finite(data), file, indent=1, sort_keys=True, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, /) -> dict[str, object]:

@@ -51,7 +51,8 @@ def student_spec(
     """
     own = _stem_width(config)
     full = {name: levels or (own,) * 4 for name, levels in widths.items()}
-    aligners = any(width != own for levels in full.values() for width in levels)
+    aligned = any(widths.values())
+    needed = any(width != own for levels in full.values() for width in levels)
     return StudentSpec(
         stem=config.stem,
         image_size=image_size,
@@ -59,7 +60,7 @@ def student_spec(
         levels=config.levels,
         teacher_widths={name: levels[0] if len({*levels}) == 1 else levels for name, levels in full.items()},
         down_ratio=config.down_ratio,
-        aligners=aligners if config.aligners is None else config.aligners,
+        aligners=aligned and (needed if config.aligners is None else config.aligners),
         tasks=tasks,
         paths=config.paths,
         router=config.router if config.paths == "adapters" else "none",

@@ -122,14 +122,13 @@ def find_columns(
         MissingColumnError: A column is absent or incomplete; the message names it and the command that makes it.
     """
     found: dict[str, Column] = {}
+    known = view_set in (views.name for views in store.view_sets())
     for spec in specs:
-        column = find_column(store, spec, view_set=view_set, codec=codec)
+        column = find_column(store, spec, view_set=view_set, codec=codec) if known else None
         if column is None or column.missing_parts():
             state = "absent" if column is None else f"incomplete ({len(column.missing_parts())} shards missing)"
-            raise MissingColumnError(
-                f"store {store.root.path}: the {codec} column of teacher {spec.name} over view set {view_set}"
-                f" is {state}; make it with: {hint}"
-            )
+            what = f"the {codec} column of teacher {spec.name} over view set {view_set}"
+            raise MissingColumnError(f"store {store.root.path}: {what} is {state}; make it with: {hint}")
         column.check_join(store.view_set(view_set))
         found[spec.name] = column
     return found

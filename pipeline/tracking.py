@@ -10,15 +10,18 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["CONSOLE", "MetricsLog", "progress_bar", "read_metrics"]
 
-CONSOLE = Console(stderr=True, highlight=False)
+# No markup: paths and names may hold brackets. Lines are not folded: what a log is searched for must stay on one line.
+CONSOLE = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def progress_bar(unit: str, /) -> Progress:
@@ -45,11 +48,14 @@ class MetricsLog:
     def __init__(self, folder: Path, /, *, start: int, tensorboard: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(self._path) if line["step"] <= start]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        if self._path.exists():
+            kept = [line for line in read_metrics(self._path) if line["step"] <= start]
+            # By rename: a kill in the middle must not lose lines that no later step writes again.
+            temporary = self._path.with_name(".metrics.jsonl.tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
-        events = str(folder / "tensorboard")
-        self._writer = SummaryWriter(log_dir=events, purge_step=start + 1) if tensorboard else None
+        self._writer = _event_writer(folder / "tensorboard", start=start) if tensorboard else None
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +74,13 @@ class MetricsLog:
         if self._writer is not None:
             for name, value in (*values.items(), *speeds.items()):
                 self._writer.add_scalar(name, value, step)
+
+
+def _event_writer(folder: Path, *, start: int) -> SummaryWriter:
+    # Here because it costs a second and torch, which sak store ls and the extraction's workers do without.
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(log_dir=str(folder), purge_step=start + 1)
 
 
 def read_metrics(path: Path, /) -> list[dict[str, float]]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 
 from pipeline.config import DataConfig, SourceConfig
@@ -78,7 +79,7 @@ def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
     rows = []
     for row, image, view in zip(numbers, where.image.tolist(), where.view.tolist(), strict=True):
         try:
-            rows.append(_row(source, data, row=row, image=image, view=view, seed=spec.seed))
+            rows.append(_row(source, data, spec, row=row, image=image, view=view))
         except BadImageError as error:
             if data.on_error == "stop":
                 raise BadImageError(f"{error}; mend or remove it, or set on_error: skip to leave it out") from error
@@ -87,10 +88,11 @@ def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
     return len(rows)
 
 
-def _row(source: ImageSource, data: DataConfig, *, row: int, image: int, view: int, seed: int) -> ViewRow:
-    sample = source.read(image, labels=bool(source.tasks))
-    draw = draw_view(data.view, seed=seed, key=sample.key, view=view, sample=sample)
-    seen = apply_view(draw, sample)
+def _row(source: ImageSource, data: DataConfig, spec: ViewSetSpec, *, row: int, image: int, view: int) -> ViewRow:
+    # A multitask crop is chosen by the labels it holds, so it reads them even where none are kept.
+    sample = source.read(image, labels=bool(spec.tasks) or data.view.kind == "multitask")
+    draw = draw_view(data.view, seed=spec.seed, key=sample.key, view=view, sample=sample)
+    seen = apply_view(draw, sample if spec.tasks else dataclasses.replace(sample, labels={}))
     return ViewRow(
         row=row, key=sample.key, view=view, files=encode_sample(seen), draw=draw.to_dict(), label=sample.label
     )

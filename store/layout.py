@@ -17,7 +17,7 @@ from store.root import Root
 from store.shard import ObjectDigest, array_metadata, chunk_key, decode_row, encode_row, group_metadata
 from store.spec import ColumnSpec, ViewSetSpec
 
-__all__ = ["LevelArray", "LoadedColumn", "column_files", "level_arrays", "load_column"]
+__all__ = ["ColumnRecord", "LevelArray", "LoadedColumn", "column_files", "level_arrays", "load_column", "load_record"]
 
 _MAX_ASSET_BYTES = 4 << 30
 _RECORD = "column.json"
@@ -65,8 +65,34 @@ def column_files(spec: ColumnSpec, view_set: ViewSetSpec, /) -> dict[str, bytes]
     return files
 
 
+class ColumnRecord(NamedTuple):
+    """What ``column.json`` says: the spec as JSON, shapes and types of assets, digests of the other files."""
+
+    spec: Mapping[str, Any]
+    assets: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
+    objects: Mapping[str, ObjectDigest]
+
+
+def load_record(root: Root, folder: str, /) -> ColumnRecord:
+    """Read ``column.json`` and nothing else.
+
+    Raises:
+        FormatError: It is malformed or of a newer version.
+        CorruptShardError: Its bytes have changed.
+    """
+    relative = f"{folder}/{_RECORD}"
+    where = str(root.local(relative))
+    body = parse_document(root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES), kind="column", where=where)
+    try:
+        objects = {path: ObjectDigest(**item) for path, item in body["objects"].items()}
+        assets = {name: (tuple(item["shape"]), np.dtype(item["dtype"])) for name, item in body["assets"].items()}
+        return ColumnRecord(body["spec"], assets, objects)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise FormatError(f"{where}: not a column description of this version ({error})") from error
+
+
 class LoadedColumn(NamedTuple):
-    """What ``column.json`` says: the spec, and digests of the files that describe the arrays."""
+    """A column's spec, and digests of the files that describe its arrays."""
 
     spec: ColumnSpec
     objects: Mapping[str, ObjectDigest]
@@ -80,23 +106,15 @@ def load_column(root: Root, folder: str, /) -> LoadedColumn:
         CorruptShardError: Bytes have changed.
     """
     where = str(root.local(f"{folder}/{_RECORD}"))
-    body = parse_document(
-        root.read_bytes(f"{folder}/{_RECORD}", max_bytes=MAX_DOCUMENT_BYTES), kind="column", where=where
-    )
-    try:
-        objects = {path: ObjectDigest(**item) for path, item in body["objects"].items()}
-        described = {name: (tuple(item["shape"]), np.dtype(item["dtype"])) for name, item in body["assets"].items()}
-        spec_json = body["spec"]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise FormatError(f"{where}: not a column description of this version ({error})") from error
+    record = load_record(root, folder)
     assets = {
-        name: _load_asset(root, folder, objects, name=name, shape=shape, dtype=dtype)
-        for name, (shape, dtype) in described.items()
+        name: _load_asset(root, folder, record.objects, name=name, shape=shape, dtype=dtype)
+        for name, (shape, dtype) in record.assets.items()
     }
-    spec = ColumnSpec.from_json(spec_json, assets=assets)
+    spec = ColumnSpec.from_json(record.spec, assets=assets)
     if folder != f"columns/{spec.view_set}/{spec.name}":
         raise FormatError(f"{where}: expected the column {folder}, got {spec.view_set}/{spec.name}; a folder was moved")
-    return LoadedColumn(spec, objects)
+    return LoadedColumn(spec, record.objects)
 
 
 def _asset_chunk(name: str, rank: int) -> str:

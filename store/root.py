@@ -156,17 +156,14 @@ class Root:
         temporary = path.with_name(f".tmp-{_host()}-{os.getpid()}-{next(_serial)}")
         _live.add(temporary.name)
         try:
-            _make_folders(path.parent)
-            _write_durable(temporary, data)
-            with open(temporary, "rb") as file:
-                if hashlib.file_digest(file, "sha256").digest() != hashlib.sha256(data).digest():
-                    raise StoreError(f"{path}: the disk returned other bytes than were written; check the disk")
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-        except OSError as error:
-            raise StoreError(
-                f"{path}: cannot be written ({error.strerror}); mend the cause and run the same command again"
-            ) from error
+            with _explained(path):
+                _make_folders(path.parent)
+                _write_durable(temporary, data)
+                with open(temporary, "rb") as file:
+                    if hashlib.file_digest(file, "sha256").digest() != hashlib.sha256(data).digest():
+                        raise StoreError(f"{path}: the disk returned other bytes than were written; check the disk")
+                os.replace(temporary, path)
+                _sync_folder(path.parent)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -175,16 +172,18 @@ class Root:
     def remove(self, relative: str, /) -> None:
         """Remove a file durably; nothing happens when it is not there."""
         path = self.local(relative)
-        if path.exists():
-            path.unlink()
-            _sync_folder(path.parent)
+        with _explained(path):
+            if path.exists():
+                path.unlink()
+                _sync_folder(path.parent)
 
     @contextlib.contextmanager
     def lock(self, relative: str, /) -> Iterator[None]:
         """Hold a folder's lock, which the system drops when its holder dies; leaves no file behind."""
         folder = self.local(relative)
-        _make_folders(folder)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        with _explained(folder):
+            _make_folders(folder)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -197,10 +196,17 @@ class Root:
         finally:
             os.close(descriptor)
 
-    def clean(self, relative: str, /) -> int:
-        """Remove temporary files below a folder whose writer has died; return how many."""
+    def clean(self, relative: str | None, /) -> int:
+        """Remove temporary files whose writer has died, below a folder or, for None, in the root alone.
+
+        Returns:
+            How many.
+        """
         removed = 0
-        for folder, _, names in os.walk(self.local(relative), followlinks=False):
+        walk = os.walk(self.path if relative is None else self.local(relative), followlinks=False)
+        for folder, folders, names in walk:
+            if relative is None:
+                folders.clear()
             for name in names:
                 path = Path(folder, name)
                 if is_temporary(name) and _is_abandoned(path):
@@ -208,6 +214,17 @@ class Root:
                         path.unlink()
                         removed += 1
         return removed
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the system says about a write into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror}); mend the cause and run the same command again"
+        ) from error
 
 
 def _host() -> str:

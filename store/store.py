@@ -62,8 +62,8 @@ class Store:
         if not path.is_dir() or target.stamp(_RECORD) is None:
             if path.is_dir() and _foreign(path):
                 raise FormatError(f"{path}: expected an empty folder or a store, found other files; choose another")
-            path.mkdir(parents=True, exist_ok=True)
             target.write_atomic(_RECORD, render_document("store", {"created_by": "sak"}))
+        target.clean(None)
         return cls.open(path, options=options)
 
     def view_sets(self) -> tuple[ViewSet, ...]:

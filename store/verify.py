@@ -11,6 +11,7 @@ from store.column import Column
 from store.commits import PartCommit, part_name
 from store.document import MAX_DOCUMENT_BYTES, parse_document
 from store.errors import StoreError
+from store.layout import load_record
 from store.root import Root, is_temporary
 from store.shard import ObjectDigest
 from store.store import Store
@@ -25,7 +26,7 @@ _PART_FILE = re.compile(
     r"(?P<folder>views/[^/]+|columns/[^/]+/[^/]+)/"
     r"(?:(?:index|images|costs)/part-|level_\d+(?:_\w+)?/c/)(?P<part>\d{1,12})(?:[./].*)?"
 )
-_COLUMN_FILE = re.compile(r"(?P<folder>columns/[^/]+/[^/]+)/.*")
+_OWNED_FILE = re.compile(r"(?P<folder>views/[^/]+|columns/[^/]+/[^/]+)/.+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,8 @@ def verify(store: Store, /, *, progress: Progress | None = None) -> list[Finding
     _check_document(audit, "store.json", kind="store")
     open_view_sets: dict[str, ViewSet] = {}
     for name in _folders(store.root, "views"):
+        if _is_unborn(audit, f"views/{name}", record="view_set.json"):
+            continue
         try:
             audit.account(f"views/{name}/view_set.json")
             open_view_sets[name] = ViewSet(audit.root, name)
@@ -118,6 +121,11 @@ def _folders(root: Root, relative: str) -> list[str]:
     """Names of real folders; a link is reported later as a file that does not belong."""
     folder = root.path / relative
     return [name for name in root.names(relative) if (folder / name).is_dir() and not (folder / name).is_symlink()]
+
+
+def _is_unborn(audit: _Audit, folder: str, *, record: str) -> bool:
+    """Whether its writer died before the first record, which comes before any part: nothing is lost then."""
+    return audit.root.stamp(f"{folder}/{record}") is None and not audit.root.names(f"{folder}/commits")
 
 
 def _check_document(audit: _Audit, path: str, *, kind: str) -> None:
@@ -170,19 +178,19 @@ def _check_view_set(audit: _Audit, view_set: ViewSet) -> None:
 
 def _check_column(audit: _Audit, view_set: ViewSet | None, folder: str) -> None:
     path = f"{folder}/column.json"
+    if _is_unborn(audit, folder, record="column.json"):
+        return
     if view_set is None:
         audit.error(path, "its view set is missing or damaged")
         return
-    if audit.root.stamp(path) is None:
-        return  # its files are reported as those of a column that was never finished
     audit.account(path)
     try:
+        for relative, digest in load_record(audit.root, folder).objects.items():
+            audit.check_file(f"{folder}/{relative}", digest, rows=None)
         column = Column(audit.root, folder.rsplit("/", 1)[1], view_set=view_set)
     except StoreError as error:
         audit.error(path, str(error))
         return
-    for relative, digest in column.objects.items():
-        audit.check_file(f"{folder}/{relative}", digest, rows=None)
     expected = {part: {array.chunk(part) for array in column.arrays} for part in column.committed_parts()}
     for commit in _checked_commits(audit, column):
         if set(commit.objects) != expected[commit.part]:
@@ -201,21 +209,25 @@ def _part_rows(owner: ViewSet | Column, part: int) -> range:
 def _check_left(audit: _Audit) -> None:
     """Files that no record accounts for: harmless where an interrupted writer explains them, else errors."""
     present = set(audit.files)
+    broken = {finding.path for finding in audit.findings}
     for path in audit.left():
         if audit.root.path.joinpath(path).is_symlink():
             audit.error(path, "a link; only plain files belong in a store")
         elif is_temporary(path.rsplit("/", 1)[-1]):
             audit.info(path, "temporary file of a writer that runs or died")
-        elif _is_unfinished(path, present):
+        elif not _records(path) <= present:
             audit.info(path, "belongs to something without a record yet; a rerun completes it")
-        else:
+        elif not _records(path) & broken:  # what a broken record would have listed is not worth a line each
             audit.error(path, "no record accounts for this file")
 
 
-def _is_unfinished(path: str, present: set[str]) -> bool:
-    """Whether an interrupted writer explains a file: its part, or its column, has no record."""
-    match = _PART_FILE.fullmatch(path)
-    if match is not None and f"{match['folder']}/commits/{part_name(int(match['part']))}.json" not in present:
-        return True
-    match = _COLUMN_FILE.fullmatch(path)
-    return match is not None and f"{match['folder']}/column.json" not in present
+def _records(path: str) -> set[str]:
+    """Records whose writing comes after a file's own: while one is missing, an interrupted writer explains the file."""
+    records = set()
+    part = _PART_FILE.fullmatch(path)
+    if part is not None:
+        records.add(f"{part['folder']}/commits/{part_name(int(part['part']))}.json")
+    owner = _OWNED_FILE.fullmatch(path)
+    if owner is not None:
+        records.add(f"{owner['folder']}/{'column' if path.startswith('columns/') else 'view_set'}.json")
+    return records

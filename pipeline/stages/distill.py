@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +23,10 @@ from sak.losses.distill import distill_loss
 from sak.schedules import warmup_cosine
 from sak.student.model import parameter_counts
 from sak.teachers.identity import teacher_identity
+from sak.teachers.spec import TeacherSpec
 from sak.weights import save_weights
+from store.column import Column
+from store.errors import MissingColumnError
 from store.store import Store
 from store.viewset import ReadOptions, ViewSet
 
@@ -49,7 +52,6 @@ def distill(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
         CONSOLE.print(f"{label}: distill is done ({stage.path}), skipped")
         return stage
     device = pick_device(study.device)
-    seed_everything(study.seed, threads=study.threads)
     view_set = complete_views(study, data, labels=False, hint=hint)
     targets = target_source(study, view_set, kind=config.targets, device=device, hint=hint)
     spec = student_spec(study.student, image_size=_view_size(view_set), widths=targets.widths, tasks={})
@@ -69,6 +71,8 @@ def distill(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
         f"{label}: distill {length_line(view_set, steps=steps, batch=config.batch)}; {config.targets} targets"
     )
     with stage.work() as record:
+        # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
+        seed_everything(study.seed, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: distill")
         state = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
         save_weights(stage.path / "student.safetensors", state, metadata={"stage": "distill"})
@@ -113,9 +117,7 @@ def target_source(study: Study, view_set: ViewSet, /, *, kind: str, device: torc
     specs = {name: study.teachers[name].spec(name) for name in study.student_teachers}
     if kind == "online":
         return OnlineTargets(specs, device=device)
-    store = Store.open(study.store, options=ReadOptions(hint=hint))
-    codec = study.extract.codec
-    return CachedTargets(find_columns(store, list(specs.values()), view_set=view_set.name, codec=codec, hint=hint))
+    return CachedTargets(_columns(study, list(specs.values()), view_set=view_set.name, hint=hint))
 
 
 def target_identity(study: Study, view_set: str, /, *, kind: str, hint: str) -> object:
@@ -123,9 +125,18 @@ def target_identity(study: Study, view_set: str, /, *, kind: str, hint: str) -> 
     specs = {name: study.teachers[name].spec(name) for name in study.student_teachers}
     if kind == "online":
         return {name: teacher_identity(spec) for name, spec in specs.items()}
-    store = Store.open(study.store, options=ReadOptions(hint=hint))
-    columns = find_columns(store, list(specs.values()), view_set=view_set, codec=study.extract.codec, hint=hint)
+    columns = _columns(study, list(specs.values()), view_set=view_set, hint=hint)
     return {name: column.name for name, column in columns.items()}
+
+
+def _columns(study: Study, specs: Sequence[TeacherSpec], *, view_set: str, hint: str) -> dict[str, Column]:
+    codec = study.extract.codec
+    if not Path(study.store).exists():
+        names = ", ".join(spec.name for spec in specs)
+        what = f"the {codec} columns of teachers {names} over view set {view_set} are absent"
+        raise MissingColumnError(f"store {study.store}: there is none yet, so {what}; make them with: {hint}")
+    store = Store.open(study.store, options=ReadOptions(hint=hint))
+    return find_columns(store, specs, view_set=view_set, codec=codec, hint=hint)
 
 
 def steps_of(steps: int | None, epochs: float | None, /, *, images: int, batch: int) -> int:

@@ -48,6 +48,8 @@ def evaluate(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     data = study.data.eval
     if data is None:
         raise PipelineError("eval needs data.eval: images (with labels, to score tasks) and their views")
+    if study.finetune is None and study.distill is None:
+        raise PipelineError("eval needs a trained student: give the recipe distill, finetune or both")
     stage = evaluate_dir(study, out, hint=hint)
     if stage.done():
         CONSOLE.print(f"{label}: eval is done ({stage.path}), skipped")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -69,19 +70,26 @@ def extract(studies: Sequence[Study], /) -> None:
         TeacherError: A teacher's weights are absent or do not fit.
         StoreError: The store is damaged or cannot be written.
     """
+    seen: set[str] = set()
     for study in studies:
         store = Store.create(study.store)
         for need in needs(study):
-            view_set = _views(store, need, config=study.extract, seed=study.seed)
+            view_set = store.create_view_set(view_set_spec(need.data, labels=need.labels, seed=study.seed))
+            worked = _views(store, view_set, need, config=study.extract)
             specs = [study.teachers[name].spec(name) for name in need.teachers]
-            _columns(store, view_set, specs, config=study.extract, device=pick_device(study.device))
+            worked |= _columns(store, view_set, specs, config=study.extract, device=pick_device(study.device))
+            what = {view_set.name, *(f"{view_set.name}/{name}" for name in need.teachers)}
+            if not worked and not what <= seen:
+                names = ", ".join(("views", *need.teachers))
+                CONSOLE.print(f"extract {view_set.name}: {names} are done ({study.store}), skipped")
+            seen |= what
 
 
-def _views(store: Store, need: Need, *, config: ExtractConfig, seed: int) -> ViewSet:
-    view_set = store.create_view_set(view_set_spec(need.data, labels=need.labels, seed=seed))
+def _views(store: Store, view_set: ViewSet, need: Need, *, config: ExtractConfig) -> bool:
+    """Make the missing parts of a view set; whether there were any."""
     missing = view_set.missing_parts()
     if not missing:
-        return view_set
+        return False
     label = f"views {view_set.name}"
     CONSOLE.print(f"{label}: {len(missing)} of {view_set.spec.parts} shards to make")
     workers = min(config.workers, len(missing), os.cpu_count() or 1)
@@ -93,7 +101,7 @@ def _views(store: Store, need: Need, *, config: ExtractConfig, seed: int) -> Vie
     bad = view_set.spec.rows - len(view_set.usable_rows())
     if bad:
         CONSOLE.print(f"{label}: {bad} rows left out; their reasons are in the index (sak store info)")
-    return view_set
+    return True
 
 
 def _parts_done(
@@ -106,7 +114,7 @@ def _parts_done(
         return
     # spawn: a forked child of a process that has run torch can deadlock in its thread pool.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_obey_parent) as pool:
         futures = [pool.submit(make_part, root, name, part, data) for part in missing]
         try:
             for future in as_completed(futures):
@@ -116,8 +124,9 @@ def _parts_done(
             raise
 
 
-def _die_with_parent() -> None:
-    """End this worker when the process that started it is gone: a killed run must not leave workers behind."""
+def _obey_parent() -> None:
+    """End this worker with the process that started it, and only then: Ctrl-C reaches both, the parent answers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -136,14 +145,15 @@ class _Writer(NamedTuple):
 
 def _columns(
     store: Store, view_set: ViewSet, specs: Sequence[TeacherSpec], *, config: ExtractConfig, device: torch.device
-) -> None:
+) -> bool:
+    """Make the missing parts of the teachers' columns; whether there were any."""
     writers = []
     for spec in specs:
         column = find_column(store, spec, view_set=view_set.name, codec=config.codec)
         if column is None or column.missing_parts():
             writers.append(_writer(store, view_set, spec, codec=config.codec, device=device))
     if not writers:
-        return
+        return False
     parts = sorted(frozenset[int]().union(*(writer.missing for writer in writers)))
     with progress_bar("rows") as bar:
         names = ", ".join(writer.column.spec.teacher for writer in writers)
@@ -156,6 +166,7 @@ def _columns(
                 if part in writer.missing:
                     _write_part(writer, view_set, part, pixels, batch=config.batch)
                     bar.advance(shown, len(pixels))
+    return True
 
 
 def _writer(store: Store, view_set: ViewSet, spec: TeacherSpec, *, codec: str, device: torch.device) -> _Writer:

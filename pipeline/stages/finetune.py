@@ -50,7 +50,6 @@ def finetune(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
         CONSOLE.print(f"{label}: finetune is done ({stage.path}), skipped")
         return stage
     device = pick_device(study.device)
-    seed_everything(study.seed + 1, threads=study.threads)
     view_set = complete_views(study, data, labels=True, hint=hint)
     tasks = tasks_of(study, view_set)
     targets = (
@@ -71,6 +70,8 @@ def finetune(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     CONSOLE.print(f"{label}: finetune {length}; tasks {', '.join(tasks)}; alpha {config.alpha:g}")
     with stage.work() as record:
         plan = _plan(study, config, student, steps=steps)
+        # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
+        seed_everything(study.seed + 1, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: finetune")
         state = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
         save_weights(stage.path / "student.safetensors", state, metadata={"stage": "finetune"})
@@ -102,8 +103,10 @@ def tasks_of(study: Study, view_set: ViewSet, /) -> tuple[str, ...]:
     """Tasks of a study, in the data set's order.
 
     Raises:
-        PipelineError: A task is asked for that the data set has no labels of.
+        PipelineError: A task is asked for that the data set has no labels of, or it has no labels at all.
     """
+    if not view_set.spec.tasks:
+        raise PipelineError(f"finetune: view set {view_set.name} has no labels; give data.finetune a labelled source")
     asked = study.finetune.tasks if study.finetune else ()
     unknown = [task for task in asked if task not in view_set.spec.tasks]
     if unknown:

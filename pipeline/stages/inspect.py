@@ -49,16 +49,15 @@ def list_store(root: Path, /) -> Table:
 
 
 def show(root: Path, name: str, /) -> str:
-    """Everything recorded about one view set or column, as YAML.
+    """Everything recorded about one view set, or about a column in every view set that has it, as YAML.
 
     Raises:
         StoreError: There is no such store or name.
     """
     store = Store.open(str(root))
-    for view_set in store.view_sets():
-        for column in store.columns(view_set.name):
-            if column.name == name:
-                return _describe(column)
+    columns = [column for views in store.view_sets() for column in store.columns(views.name) if column.name == name]
+    if columns:
+        return "---\n".join(_describe(column) for column in columns)
     view_set = store.view_set(name)
     bad = [
         {"row": row.row, "key": row.key, "reason": row.error}

@@ -19,7 +19,7 @@ from pipeline.stages.extract import extract
 from pipeline.stages.finetune import finetune, finetune_dir
 from pipeline.viewsets import cached_source
 
-__all__ = ["STAGES", "collect", "run_stage", "select", "stage_dirs", "substudies"]
+__all__ = ["STAGES", "collect", "find_study", "run_stage", "select", "stage_dirs", "substudies"]
 
 STAGES = ("extract", "distill", "finetune", "eval")
 
@@ -34,8 +34,7 @@ def run_stage(stage: str, recipe: Recipe, plans: Sequence[RunPlan], /, *, hint: 
     Raises:
         PipelineError, StoreError, SakError: As the stage.
     """
-    recipe.out.mkdir(parents=True, exist_ok=True)
-    (recipe.out / "recipe.yaml").write_text(yaml.safe_dump(dict(recipe.resolved), sort_keys=False), encoding="utf-8")
+    _write_recipe(recipe)
     if stage == "extract":
         extract([study for plan in plans for _, study in substudies(plan)])
         return
@@ -89,6 +88,19 @@ def select(recipe: Recipe, names: Sequence[str], /) -> tuple[RunPlan, ...]:
     return tuple(known[name] for name in names) or recipe.runs
 
 
+def find_study(recipe: Recipe, label: str, /) -> Study:
+    """The study of a run, or of one task of a ``split_tasks`` run, named ``RUN/TASK``.
+
+    Raises:
+        PipelineError: There is none of that name, or the run has one for each task; the message lists the names.
+    """
+    (plan,) = select(recipe, [label.partition("/")[0]])
+    studies = dict(substudies(plan))
+    if label not in studies:
+        raise PipelineError(f"run {label}: expected one of {', '.join(studies)}")
+    return studies[label]
+
+
 def substudies(plan: RunPlan, /) -> list[tuple[str, Study]]:
     """Labelled studies of a run: itself, or one for each task."""
     study = plan.study
@@ -102,6 +114,17 @@ def substudies(plan: RunPlan, /) -> list[tuple[str, Study]]:
         )
         for task in tasks
     ]
+
+
+def _write_recipe(recipe: Recipe) -> None:
+    path = recipe.out / "recipe.yaml"
+    try:
+        recipe.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(dict(recipe.resolved), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise PipelineError(
+            f"out: cannot write {error.filename or path} ({error.strerror}); name another folder, as in out=runs/NAME"
+        ) from error
 
 
 def _one(stage: str, study: Study, out: Path, *, label: str, hint: str) -> None:

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from sak.errors import CheckpointError, SakError, UnknownNameError
+from sak.hub import impatient_hub
 from sak.weights import load_strict, load_weights, unwrap_state
 
 __all__ = ["build_stem", "default_levels", "run_stem", "stem_grid"]
@@ -126,7 +127,8 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
 
 def _create_pretrained(name: str, options: dict[str, Any]) -> nn.Module:
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, **options)
+        with impatient_hub():
+            model: nn.Module = timm.create_model(name, pretrained=True, **options)
     # The hub client raises what its HTTP library of the day raises; every failure means the same to the user.
     except Exception as error:
         raise CheckpointError(

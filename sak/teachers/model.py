@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sak.errors import TeacherError
+from sak.hub import impatient_hub
 from sak.preprocess import Prepared, crop_to_content, fit_size, long_side_size, normalise, pad_to, resize_image
 from sak.teachers.families import Family, default_levels, family_of, statistics
 from sak.teachers.packaged import weights_file
@@ -155,7 +157,8 @@ def load_teacher(spec: TeacherSpec, *, device: str | torch.device = "cpu") -> Te
 def _build(spec: TeacherSpec) -> nn.Module:
     arguments: dict[str, Any] = {"num_classes": 0, **family_of(spec.timm).build, **spec.overrides}
     try:
-        network: nn.Module = timm.create_model(spec.timm, pretrained=spec.pretrained, **arguments)
+        with impatient_hub() if spec.pretrained else nullcontext():
+            network: nn.Module = timm.create_model(spec.timm, pretrained=spec.pretrained, **arguments)
     except Exception as error:
         # Hub, proxy and TLS layers raise classes of their own and share no base; overrides fail inside any constructor.
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -21,6 +21,10 @@ Array: TypeAlias = Any
 """A NumPy array or a torch tensor on any device: whatever the array API standard covers."""
 
 
+_MAX_LEVEL_VALUES = 1 << 28
+"""A bound on what a hostile store can make a reader allocate for one row."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelSpec:
     """Shape of one level's map: ``(components, height, width)``.
@@ -37,6 +41,8 @@ class LevelSpec:
         for size in self.shape:
             if type(size) is not int or not 1 <= size <= 1 << 20:
                 raise FormatError(f"level: expected sizes from 1 to {1 << 20}, got {self.shape}")
+        if self.values > _MAX_LEVEL_VALUES:
+            raise FormatError(f"level: expected at most {_MAX_LEVEL_VALUES} values a row, got {self.shape}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -82,7 +88,7 @@ class Codec(Protocol):
 
     Implementations are frozen dataclasses that validate themselves. ``encode`` and ``decode`` are written once against
     the array API, so that they run where the teacher or the loss is; ``level`` selects fitted assets and names the
-    level in messages.
+    level in messages. A fitted codec takes its arrays as a field named ``fitted`` and returns them from ``assets``.
     """
 
     @property

@@ -16,27 +16,36 @@ from store.errors import FormatError
 
 __all__ = ["CODECS", "codec_from_json", "make_codec"]
 
-CODECS: Mapping[str, type[Fp32] | type[Fp16] | type[Int8]] = {
+CODECS: Mapping[str, Any] = {
     "fp32": Fp32,
     "fp16": Fp16,
     "int8": Int8,
 }
 
 
-def make_codec(name: str, *, options: Mapping[str, Any] | None = None) -> Codec:
-    """Build a codec by name.
+def make_codec(
+    name: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    fitted: Mapping[str, NDArray[np.generic]] | None = None,
+) -> Codec:
+    """Build a codec by name, from its options and, for one that is fitted to data, its arrays.
 
     Raises:
-        FormatError: The name or an option is unknown, or an option's value is refused.
+        FormatError: The name or an option is unknown, an option's value is refused, or arrays are given to a codec
+            that has none or withheld from one that has.
     """
     if name not in CODECS:
         raise FormatError(f"codec: expected one of {', '.join(CODECS)}, got {name!r}")
     build = CODECS[name]
-    known = [field.name for field in fields(build)]
+    known = [field.name for field in fields(build) if field.name != "fitted"]
     unknown = sorted(set(options or {}) - set(known))
     if unknown:
         raise FormatError(f"codec {name}: unknown options {unknown}; it has {known}")
-    return build(**(options or {}))
+    if bool(fitted) != any(field.name == "fitted" for field in fields(build)):
+        raise FormatError(f"codec {name}: expected its fitted arrays and no others, got {sorted(fitted or {})}")
+    codec: Codec = build(**(options or {}), **({"fitted": fitted} if fitted else {}))
+    return codec
 
 
 def codec_from_json(value: Mapping[str, Any], /, *, assets: Mapping[str, NDArray[np.generic]] | None = None) -> Codec:
@@ -47,7 +56,5 @@ def codec_from_json(value: Mapping[str, Any], /, *, assets: Mapping[str, NDArray
     """
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise FormatError(f"codec: expected an object with a name, got {value!r}")
-    codec = make_codec(value["name"], options={key: item for key, item in value.items() if key != "name"})
-    if set(assets or {}) != set(codec.assets()):
-        raise FormatError(f"codec {codec.name}: expected assets {sorted(codec.assets())}, got {sorted(assets or {})}")
-    return codec
+    options = {key: item for key, item in value.items() if key != "name"}
+    return make_codec(value["name"], options=options, fitted=assets)

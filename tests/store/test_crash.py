@@ -83,14 +83,15 @@ def test_temporary_files_of_living_writers_are_left_alone(tmp_path: Path):
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     host = store_samples.host()
     mine, dead = folder / f".tmp-{host}-{sleeper.pid}-0", folder / f".tmp-{host}-4194305-0"
-    for path in (mine, dead):
+    at_root = tmp_path / "store" / dead.name
+    for path in (mine, dead, at_root):
         path.write_bytes(b"half")
     found = verify(Store.open(tmp_path / "store"))
     assert {(finding.severity, finding.problem) for finding in found} == {
         ("info", "temporary file of a writer that runs or died")
     }
     store_samples.fill(tmp_path / "store")
-    assert (mine.exists(), dead.exists()) == (True, False)
+    assert (mine.exists(), dead.exists(), at_root.exists()) == (True, False, False)
     sleeper.kill()
     sleeper.wait()
     store_samples.fill(tmp_path / "store")

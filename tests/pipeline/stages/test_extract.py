@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipeline.recipes import Recipe, recipe_from_mapping
+from pipeline.stages import extract as module
+from pipeline.stages.extract import extract, needs
+from store.errors import FormatError, StoreError
+from store.store import Store
+from tests.conftest import Finished
+from tests.tiny_recipe import files_of, run_stages, tiny_mapping, tiny_recipe, tree_digests
+
+
+def study_of(recipe: Recipe) -> Any:
+    return recipe.runs[0].study
+
+
+def stored(root: Path) -> dict[str, bytes]:
+    """Bytes of a store, without what its making cost."""
+    return {name: (root / name).read_bytes() for name in files_of(root) if "/costs/" not in name}
+
+
+def test_needs_follow_the_stages(tmp_path: Path) -> None:
+    def purposes(*overrides: str) -> dict[str, tuple[bool, tuple[str, ...]]]:
+        study = study_of(tiny_recipe(tmp_path, overrides, only="sak"))
+        return {need.purpose: (need.labels, need.teachers) for need in needs(study)}
+
+    both = ("first", "second")
+    assert purposes() == {"distill": (False, both), "finetune": (True, both), "eval": (True, both)}
+    assert purposes("finetune.alpha=0") == {"distill": (False, both), "finetune": (True, ()), "eval": (True, ())}
+    assert purposes("distill=null", "finetune.alpha=0") == {"finetune": (True, ()), "eval": (True, ())}
+    assert purposes("finetune=null") == {"distill": (False, both), "eval": (False, both)}
+    assert purposes("distill.targets=online", "student.teachers=[second]") == {
+        "distill": (False, ()),
+        "finetune": (True, ("second",)),
+        "eval": (True, ("second",)),
+    }
+    assert purposes("finetune.targets=online")["eval"] == (True, ())
+
+
+def test_two_fresh_extractions_give_the_same_bytes(finished: Finished, tmp_path: Path) -> None:
+    run_stages(tiny_recipe(tmp_path), ["extract"])
+    first, second = stored(finished.root / "store"), stored(tmp_path / "store")
+    assert first.keys() == second.keys()
+    # Float noise of another thread count would show here: both runs have one.
+    assert [name for name in first if first[name] != second[name]] == []
+    assert any(name.endswith(".tar") for name in first)
+    assert sum("columns/" in name for name in first) > 24
+
+
+def test_done_again_it_touches_nothing(
+    finished: Finished, no_teacher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a shard was made again")
+
+    monkeypatch.setattr("pipeline.stages.extract.make_part", refuse)
+    before = tree_digests(finished.root / "store")
+    extract([plan.study for plan in finished.recipe.runs])
+    assert tree_digests(finished.root / "store") == before
+
+
+def test_only_missing_shards_are_made(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(finished.root / "store", tmp_path / "store")
+    recipe = tiny_recipe(tmp_path)
+    before = stored(tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    view_set = next(item for item in store.view_sets() if "unlabeled" in item.name)
+    second = next(column for column in store.columns(view_set.name) if column.spec.teacher == "second")
+    second.discard(2)
+    built: list[str] = []
+    real = module.load_teacher
+
+    def noting(spec: Any, **options: Any) -> Any:
+        built.append(spec.name)
+        return real(spec, **options)
+
+    monkeypatch.setattr(module, "load_teacher", noting)
+    times = tree_digests(tmp_path / "store")
+    extract([recipe.runs[0].study])
+    assert built == ["second"]
+    after = tree_digests(tmp_path / "store")
+    changed = {name for name in after if after[name] != times.get(name)}
+    assert changed
+    assert all("/second-" in name and ("00002" in name or "/2/" in name or "c/2" in name) for name in changed), changed
+    assert stored(tmp_path / "store") == before
+
+
+def test_an_extraction_stopped_between_shards_goes_on(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class _Stop(Exception):
+        pass
+
+    real, count = module._write_part, 0
+
+    def stopping(*arguments: Any, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise _Stop
+        real(*arguments, **options)
+
+    monkeypatch.setattr(module, "_write_part", stopping)
+    recipe = tiny_recipe(tmp_path)
+    for _ in range(2):
+        with pytest.raises(_Stop):
+            run_stages(recipe, ["extract"])
+        count = 2
+    monkeypatch.setattr(module, "_write_part", real)
+    run_stages(recipe, ["extract"])
+    assert stored(tmp_path / "store") == stored(finished.root / "store")
+
+
+def test_another_codec_makes_other_columns_of_the_same_views(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.root / "store", tmp_path / "store")
+    before = {name for name in files_of(tmp_path / "store") if name.startswith("views/")}
+    extract([study_of(tiny_recipe(tmp_path, ["extract.codec=int8"], only="sak"))])
+    store = Store.open(tmp_path / "store")
+    for view_set in store.view_sets():
+        columns = store.columns(view_set.name)
+        assert {(column.spec.teacher, column.spec.codec.name) for column in columns} == {
+            (teacher, codec) for teacher in ("first", "second") for codec in ("fp32", "int8")
+        }
+        sizes = {column.spec.codec.name: column.summary().bytes for column in columns}
+        assert sizes["int8"] < sizes["fp32"] / 2
+        stats = {column.spec.codec.name: column.summary().stats.values() for column in columns}
+        assert all(level["cosine"] == pytest.approx(1.0, abs=1e-6) for level in stats["fp32"])
+        assert all(0.99 < level["cosine"] < 1 - 1e-7 and level["relative_error"] > 0 for level in stats["int8"])
+    assert {name for name in files_of(tmp_path / "store") if name.startswith("views/")} == before
+
+
+def test_rows_left_out_are_left_out_of_columns_too(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40, 40), (number * 40, 9, 9)).save(photos / f"p{number}.jpg")
+    (photos / "p3.jpg").write_bytes(b"\xff\xd8 torn")
+    mapping = tiny_mapping(tmp_path)
+    source = {"name": "imagefolder", "root": str(photos), "split": "all"}
+    data = {"source": source, "view": {"kind": "full", "size": 32}, "rows_per_shard": 4, "on_error": "skip"}
+    mapping |= {"data": {"distill": data}, "finetune": None, "runs": {}, "baselines": []}
+    study = recipe_from_mapping(mapping).runs[0].study
+    extract([study])
+    store = Store.open(study.store)
+    (view_set,) = store.view_sets()
+    assert len(view_set.usable_rows()) == 4
+    assert [column.missing_parts() for column in store.columns(view_set.name)] == [(), ()]
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "diary.txt").write_text("private", encoding="utf-8")
+    with pytest.raises(FormatError, match="choose another"):
+        extract([study_of(tiny_recipe(tmp_path, only="sak"))])
+    assert issubclass(FormatError, StoreError)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import pipeline
+from pipeline import config
+from pipeline.config import FinetuneConfig, SourceConfig, TeacherConfig
+from pipeline.recipes import Recipe, recipe_from_mapping
+from pipeline.stages.report import report
+from pipeline.viewsets import cached_source
+from tests.tiny_recipe import HINT, run_stages, tiny_mapping, tiny_recipe
+
+PACKAGE = str(Path(next(iter(pipeline.__path__))).resolve())
+CLASSES = [getattr(config, name) for name in config.__all__ if dataclasses.is_dataclass(getattr(config, name))]
+# Reads that do not use a value: checks at construction, and copies into a record or fingerprint.
+NO_USE = {"__post_init__", "plain", "_positive", "_not_negative"}
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[str, str]]]:
+    """(class, field) of every field of a configuration that code of ``pipeline`` reads while the test runs."""
+    found: set[tuple[str, str]] = set()
+
+    def watch(cls: type) -> None:
+        fields = {field.name for field in dataclasses.fields(cls)}
+
+        def noting(self: object, name: str) -> object:
+            if name in fields:
+                code = sys._getframe(1).f_code
+                if code.co_filename.startswith(PACKAGE) and code.co_name not in NO_USE:
+                    found.add((cls.__name__, name))
+            return object.__getattribute__(self, name)
+
+        monkeypatch.setattr(cls, "__getattribute__", noting, raising=False)
+
+    for cls in CLASSES:
+        watch(cls)
+    yield found
+    cached_source.cache_clear()
+
+
+def short(root: Path, *overrides: str) -> Recipe:
+    """One step of each stage of the first run."""
+    steps = ["distill.steps=1", "finetune.steps=1", "data.distill.source.images=8", "data.finetune.source.images=4"]
+    return tiny_recipe(root, [*steps, "data.eval.source.images=2", *overrides], only="sak")
+
+
+def test_every_field_is_read_by_somebody(tmp_path: Path, reads: set[tuple[str, str]]) -> None:
+    cached_source.cache_clear()
+    mapping = tiny_mapping(tmp_path)
+    mapping |= {"runs": {"sak": mapping["runs"]["sak"] | {"set": {"seed": 0}, "split_tasks": False}}, "baselines": []}
+    recipe = short(tmp_path)
+    run_stages(recipe)
+    report(recipe, tmp_path / "report.html", hint=HINT)
+    run_stages(short(tmp_path, "finetune.schedule=cosine", "finetune.warmup=0.5", f"out={tmp_path}/cosine"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (40, 40), "red").save(photos / "good.png")
+    (photos / "bad.png").write_bytes(b"not an image")
+    whole = {"kind": "full", "size": 32}
+    mapping["data"] = {"eval": {"source": {"name": "imagefolder", "root": str(photos)}, "view": whole}}
+    mapping |= {"distill": None, "finetune": None, "store": str(tmp_path / "photo_store")}
+    run_stages(recipe_from_mapping(mapping, overrides=["data.eval.on_error=skip"]), ["extract"])
+    every = {(cls.__name__, field.name) for cls in CLASSES for field in dataclasses.fields(cls)}
+    assert every - reads == set()
+
+
+def test_the_watch_can_fail(reads: set[tuple[str, str]]) -> None:
+    """A field that is set, checked and recorded but not used counts as unread."""
+    FinetuneConfig(steps=3)
+    assert ("FinetuneConfig", "power") not in reads
+    assert ("SourceConfig", "seed") not in reads
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_configurations_are_frozen_and_closed(cls: type) -> None:
+    assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert "__slots__" in vars(cls)
+    with pytest.raises(ValueError, match="unexpected_keyword_argument|[Uu]nexpected keyword"):
+        cls(no_such_field=1)
+
+
+def test_teacher_sources() -> None:
+    built = TeacherConfig(builtin="scenes-geometry", resize="squash").spec("mine")
+    assert (built.name, built.builtin) == ("mine", "scenes-geometry")
+    spec = TeacherConfig(timm="vit_tiny_patch16_224", checkpoint="a.pth", input_size=64).spec("other")
+    assert (spec.checkpoint, spec.input_size) == (Path("a.pth"), (64, 64))
+    for wrong in ({"builtin": "scenes-nothing"}, {"timm": "x"}, {"timm": "x", "random": 1, "pretrained": True}):
+        with pytest.raises(ValueError, match="scenes-nothing|exactly one"):
+            TeacherConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("choice", ["normalization", "alignment"])
+def test_builtin_teachers_take_the_choices_of_every_teacher(choice: str) -> None:
+    spec = TeacherConfig(builtin="scenes-geometry", **{choice: "reference"}).spec("mine")
+    assert getattr(spec, choice) == "reference"
+    assert (spec.mean is None) == (choice == "normalization")
+
+
+def test_size_is_a_side_or_a_pair() -> None:
+    assert SourceConfig(name="scenes", size=32).size_hw == (32, 32)
+    assert SourceConfig(name="scenes", size=(24, 40)).size_hw == (24, 40)
+    assert SourceConfig(name="scenes").size_hw is None
+
+
+def test_final_targets_follow_the_last_stage(tmp_path: Path) -> None:
+    def final(*overrides: str) -> str | None:
+        return tiny_recipe(tmp_path, overrides, only="sak").runs[0].study.final_targets
+
+    assert final() == "cached"
+    assert final("finetune.targets=online") == "online"
+    assert final("finetune.alpha=0") is None
+    assert final("finetune=null") == "cached"
+    assert final("finetune=null", "distill.targets=online") == "online"
+    assert final("distill=null", "student.teachers=[]") is None
+    assert final("finetune=null", "distill=null") is None
+
+
+def test_student_teachers_keep_the_recipes_order(tmp_path: Path) -> None:
+    study = tiny_recipe(tmp_path, ["student.teachers=[second, first]"], only="sak").runs[0].study
+    assert study.student_teachers == ("first", "second")

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import TrackConfig
+from pipeline.errors import PipelineError
+from pipeline.loader import Batch
+from pipeline.loop import Interrupted, TrainPlan, train
+from pipeline.tracking import read_metrics
+
+TRACK = TrackConfig(log_every=1, checkpoint_every=4, keep=2, tensorboard=False)
+
+
+class Data:
+    """A loader whose batches are a function of the step."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def batches(self, start: int, stop: int, /) -> Any:
+        try:
+            for step in range(start, stop):
+                pixels = torch.full((2, 3, 4, 4), step % 7, dtype=torch.uint8)
+                yield Batch(step, np.array([step, step + 1]), pixels, {}, {})
+        finally:
+            self.closed += 1
+
+
+def model_of(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 4), nn.Linear(4, 1))
+
+
+def plan_of(
+    model: nn.Module, *, steps: int = 10, clip: float = 0.0, track: TrackConfig = TRACK, precision: str = "fp32"
+) -> TrainPlan:
+    first, second = list(model[1].parameters()), list(model[2].parameters())  # type: ignore[index]
+    return TrainPlan(
+        steps=steps,
+        rate=lambda step: 0.01 / (1 + step),
+        groups=[(first, 0.1), (second, 1.0)],
+        weight_decay=0.1,
+        clip=clip,
+        precision=precision,
+        track=track,
+    )
+
+
+def losses_of(model: nn.Module, *, hook: Callable[[int], None] = lambda step: None) -> Any:
+    """A loss with noise from torch's random state, as routers have."""
+
+    def losses(batch: Batch, /) -> Mapping[str, Tensor]:
+        hook(batch.step)
+        noise = torch.randn(())
+        value = (model(batch.pixels.float()) + noise - 1).square().mean()
+        return {"noise": noise, "total": value}
+
+    return losses
+
+
+def run(folder: Path, *, seed: int = 0, hook: Callable[[int], None] = lambda step: None, **options: Any) -> nn.Module:
+    model = model_of(seed)
+    torch.manual_seed(5)
+    data: Any = Data()
+    try:
+        train(model, losses_of(model, hook=hook), data, plan=plan_of(model, **options), folder=folder, label="test")
+    finally:
+        assert data.closed == 1
+    return model
+
+
+class _Stop(Exception):
+    pass
+
+
+def fail_at(step: int) -> Callable[[int], None]:
+    def hook(now: int) -> None:
+        if now == step:
+            raise _Stop
+
+    return hook
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+@pytest.mark.parametrize("killed", [[3], [4], [5], [9], [2, 6, 7]])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, killed: list[int]) -> None:
+    whole = run(tmp_path / "whole", clip=0.5)
+    for step in killed:
+        with pytest.raises(_Stop):
+            run(tmp_path / "cut", hook=fail_at(step), clip=0.5)
+    # What the new process happened to draw before resuming must not matter: another initial model.
+    assert same(whole, run(tmp_path / "cut", seed=1 if max(killed) >= 4 else 0, clip=0.5))
+    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    names = [path.name for path in sorted((tmp_path / "whole/checkpoints").iterdir())]
+    assert names == ["step-000000008.safetensors", "step-000000010.safetensors"]
+    for name in names:
+        assert (tmp_path / "cut/checkpoints" / name).read_bytes() == (tmp_path / "whole/checkpoints" / name).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+
+    def hook(step: int) -> None:
+        if step == 5:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match="stopped at step 6 of 10 as asked; rerun to continue"):
+        run(tmp_path / "cut", hook=hook)
+    assert (tmp_path / "cut/checkpoints/step-000000006.safetensors").exists()
+    assert signal.getsignal(number) is before
+    whole = run(tmp_path / "whole")
+    assert same(whole, run(tmp_path / "cut"))
+    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    def hook(step: int) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, hook=hook)
+    assert not (tmp_path / "checkpoints/step-000000006.safetensors").exists()
+
+
+def test_a_signal_in_the_last_step_is_no_interruption(tmp_path: Path) -> None:
+    def hook(step: int) -> None:
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run(tmp_path, hook=hook)
+
+
+def test_training_works_outside_the_main_thread(tmp_path: Path) -> None:
+    found: list[nn.Module] = []
+    thread = threading.Thread(target=lambda: found.append(run(tmp_path / "thread")))
+    thread.start()
+    thread.join()
+    assert same(found[0], run(tmp_path / "main"))
+
+
+def test_a_finished_run_takes_no_step(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").iterdir()}
+    assert same(whole, run(tmp_path, seed=3, hook=fail_at(0)))
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").iterdir()}
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    def broken(step: int) -> None:
+        if step == 2:
+            for parameter in found[0].parameters():
+                parameter.data.fill_(float("nan"))
+
+    found = [model_of()]
+    data: Any = Data()
+    with pytest.raises(PipelineError, match=r"step 3: loss total is not finite; lower the learning rate"):
+        train(
+            found[0], losses_of(found[0], hook=broken), data, plan=plan_of(found[0]), folder=tmp_path, label="test"
+        )
+    # No state after the damage is kept.
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_groups_train_at_their_share_of_the_rate(tmp_path: Path) -> None:
+    start = model_of()
+    model = model_of()
+    data: Any = Data()
+    plan = plan_of(model, steps=1)
+    train(model, losses_of(model), data, plan=plan, folder=tmp_path, label="test")
+    # AdamW's first step moves every weight by the rate, whatever its gradient; decay comes on top.
+    for index, factor in ((1, 0.1), (2, 1.0)):
+        before = start[index].bias  # type: ignore[index]
+        moved = (model[index].bias - before * (1 - 0.01 * factor * 0.1)).abs()  # type: ignore[index]
+        assert torch.allclose(moved[moved > 0], torch.tensor(0.01 * factor), rtol=1e-3)
+
+
+def test_clipping_bounds_and_records_the_norm(tmp_path: Path) -> None:
+    run(tmp_path / "free", steps=3)
+    assert "grad_norm" not in read_metrics(tmp_path / "free/metrics.jsonl")[0]
+    run(tmp_path / "clipped", steps=3, clip=1e-3)
+    lines = read_metrics(tmp_path / "clipped/metrics.jsonl")
+    assert all(line["grad_norm"] > 1e-3 for line in lines)
+    assert [line["lr"] for line in lines] == [0.01, 0.005, 0.01 / 3]
+
+
+def test_bf16_keeps_weights_in_fp32(tmp_path: Path) -> None:
+    model = run(tmp_path, steps=2, precision="bf16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_what_is_recorded_changes_no_result(tmp_path: Path) -> None:
+    dense = run(tmp_path / "dense")
+    sparse = TrackConfig(log_every=3, checkpoint_every=100, keep=1, tensorboard=True)
+    assert same(dense, run(tmp_path / "sparse", track=sparse))
+    lines = read_metrics(tmp_path / "sparse/metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 3, 6, 9, 10]
+    every = {line["step"]: line for line in read_metrics(tmp_path / "dense/metrics.jsonl")}
+    assert lines == [every[line["step"]] for line in lines]

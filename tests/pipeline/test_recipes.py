@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import RecipeError
+from pipeline.recipes import load_recipe, parse_override, plain, recipe_from_mapping
+from tests.tiny_recipe import tiny_mapping
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.yaml"))
+# Recipes of studies need what no default can give; on the command line a person adds it.
+NEEDED = {"real_photos": ["teachers.sam2.checkpoint=a.safetensors", "teachers.effnet.checkpoint=b.safetensors"]}
+
+
+def faults(mapping: object, *overrides: str) -> list[str]:
+    """Lines of the error, without its head."""
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_mapping(mapping, overrides=overrides)
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+def test_workflows_are_shipped() -> None:
+    assert {"quickstart", "scenes_teachers"} <= {path.stem for path in WORKFLOWS}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_shipped_recipe_validates(path: Path) -> None:
+    recipe = load_recipe(path, NEEDED.get(path.stem, []))
+    assert recipe.name == path.stem
+    assert recipe.runs
+    for plan in recipe.runs:
+        for name, teacher in plan.study.teachers.items():
+            assert teacher.spec(name).name == name
+
+
+def test_all_faults_come_at_once_with_their_paths(tmp_path: Path) -> None:
+    mapping = tiny_mapping(tmp_path)
+    mapping["distill"] |= {"batch": 0, "precison": "fp32"}
+    mapping["data"]["eval"]["view"]["kind"] = "sideways"
+    mapping["teachers"]["first"]["resize"] = "stretch"
+    mapping["trak"] = {}
+    lines = faults(mapping)
+    for start in ("distill.precison: unknown key", "data.eval.view.kind: ", "teachers.first.resize: ", "trak: unknown"):
+        assert any(line.startswith(start) for line in lines), (start, lines)
+    assert len(lines) == len(set(lines))
+
+
+def test_values_out_of_range_name_key_and_value(tmp_path: Path) -> None:
+    text = "\n".join(faults(tiny_mapping(tmp_path), "distill.batch=0", "finetune.alpha=-1", "track.keep=0"))
+    for part in ("distill.batch must be greater than 0, got 0", "finetune.alpha must be 0 or more, got -1", "track.keep"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("distill.lr=.nan", "distill.lr"),
+        ("distill.weight_decay=-1", "weight_decay"),
+        ("finetune.clip=-0.5", "finetune.clip"),
+        ("finetune.warmup=1.0", "finetune.warmup"),
+        ("distill.epochs=2", "exactly one of steps and epochs"),
+        ("distill.steps=null", "exactly one of steps and epochs"),
+        ("data.distill=null", "data.distill"),
+        ("data.finetune=null", "data.finetune"),
+        ("student.teachers=[third]", "third"),
+        ("student.teachers=[]", "at least one teacher"),
+        ("student.router=best", "student.router"),
+        ("teachers.first.builtin=scenes-geometry", "drop its other keys"),
+        ("teachers.first.random=null", "exactly one of"),
+        ("eval.gallery=-1", "eval.gallery"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path: Path, override: str, part: str) -> None:
+    assert any(part in line for line in faults(tiny_mapping(tmp_path), override))
+
+
+def test_faults_of_a_run_carry_its_path_and_stand_beside_shared_ones(tmp_path: Path) -> None:
+    mapping = tiny_mapping(tmp_path)
+    mapping["runs"]["sak"]["set"] = {"student.rooter": "none", "distill.batch": -1}
+    mapping["eval"]["bach"] = 3
+    lines = faults(mapping)
+    assert "runs.sak.set.student.rooter: unknown key (got 'none')" in lines
+    assert any(line.startswith("runs.sak.set.distill: ") and "-1" in line for line in lines)
+    # Every run inherits the shared fault; it is told once.
+    assert [line for line in lines if "bach" in line] == ["eval.bach: unknown key (got 3)"]
+
+
+def test_a_run_that_sets_a_key_below_a_value_is_named(tmp_path: Path) -> None:
+    mapping = tiny_mapping(tmp_path)
+    mapping["runs"]["sak"]["set"] = {"distill.batch.deep": 1}
+    (line,) = faults(mapping)
+    assert line.startswith("runs.sak.set: ")
+    assert "distill.batch is a plain value" in line
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", ".hidden", "..", "a\\b"])
+def test_run_names_are_safe_folder_names(tmp_path: Path, name: str) -> None:
+    mapping = tiny_mapping(tmp_path)
+    mapping["runs"][name] = {}
+    assert any(line.startswith(f"runs.{name}: ") for line in faults(mapping))
+
+
+@pytest.mark.parametrize("baselines", [["nobody"], "sak", [{"a": 1}], [["sak"]]])
+def test_baselines_are_names_of_runs(tmp_path: Path, baselines: object) -> None:
+    assert any(line.startswith("baselines: ") for line in faults(tiny_mapping(tmp_path) | {"baselines": baselines}))
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", 3])
+def test_a_recipe_is_a_mapping(raw: object) -> None:
+    with pytest.raises(RecipeError, match="expected a mapping"):
+        recipe_from_mapping(raw)
+
+
+def test_no_such_file_and_no_yaml(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"absent\.yaml: no such recipe"):
+        load_recipe(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1, 2", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"bad\.yaml: cannot be read as YAML") as caught:
+        load_recipe(tmp_path / "bad.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(RecipeError, match=r"bytes\.yaml"):
+        load_recipe(tmp_path / "bytes.yaml")
+
+
+def test_yaml_runs_no_code(tmp_path: Path) -> None:
+    (tmp_path / "evil.yaml").write_text("name: !!python/object/apply:os.getcwd []", encoding="utf-8")
+    with pytest.raises(RecipeError, match="cannot be read as YAML"):
+        load_recipe(tmp_path / "evil.yaml")
+
+
+@pytest.mark.parametrize("text", ["steps", "=3", " =3", "a=[1"])
+def test_an_override_that_is_none(text: str) -> None:
+    with pytest.raises(RecipeError, match="override"):
+        parse_override(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("-2E+4", -2e4),
+        ("1.5e3", 1.5e3),
+        ("1.e2", 100.0),
+        ("0.5", 0.5),
+        ("7", 7),
+        ("null", None),
+        ("", None),
+        ("true", True),
+        ("[1, 2]", [1, 2]),
+        ("a=b", "a=b"),
+        ("1e-3x", "1e-3x"),
+        ("v1e3", "v1e3"),
+    ],
+)
+def test_override_values_are_yaml_and_1e_3_is_a_number(text: str, value: object) -> None:
+    key, got = parse_override(f"some.key={text}")
+    assert key == "some.key"
+    assert got == value
+    assert type(got) is type(value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("abc xyz"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(json_values)
+def test_any_json_value_passes_through_an_override(value: Any) -> None:
+    assert parse_override(f"k={json.dumps(value)}") == ("k", value)
+
+
+def test_1e_3_in_a_file_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    mapping = tiny_mapping(tmp_path)
+    mapping["distill"].pop("lr", None)
+    path.write_text(json.dumps(mapping).replace('"steps": 6,', '"steps": 6, "lr": 1e-3,'), encoding="utf-8")
+    recipe = load_recipe(path, ["teachers.first.overrides.drop_rate=1e-2"])
+    assert recipe.study.distill is not None
+    assert recipe.study.distill.lr == 1e-3
+    assert recipe.study.teachers["first"].overrides["drop_rate"] == 1e-2
+
+
+def test_overrides_reach_every_run_and_runs_win(tmp_path: Path) -> None:
+    mapping = tiny_mapping(tmp_path)
+    mapping["runs"]["sak"]["set"] = {"finetune.batch": 2}
+    recipe = recipe_from_mapping(mapping, overrides=["finetune.batch=6", "data.distill.source.images=9"])
+    batches = {plan.name: plan.study.finetune.batch for plan in recipe.runs if plan.study.finetune}
+    assert batches == {"sak": 2, "no-distill": 6, "single-task": 6}
+    assert mapping["finetune"]["batch"] == 3, "the caller's mapping was changed"
+    assert all(plan.study.data.distill and plan.study.data.distill.source.images == 9 for plan in recipe.runs)
+    assert recipe.resolved["finetune"] == mapping["finetune"] | {"batch": 6}
+
+
+def test_an_override_below_a_plain_value(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"override distill\.batch\.deep: distill\.batch is a plain value"):
+        recipe_from_mapping(tiny_mapping(tmp_path), overrides=["distill.batch.deep=1"])
+
+
+def test_without_runs_there_is_one(tmp_path: Path) -> None:
+    mapping = tiny_mapping(tmp_path)
+    del mapping["runs"], mapping["baselines"], mapping["out"], mapping["name"]
+    recipe = recipe_from_mapping(mapping, where="some/where.yaml")
+    assert [plan.name for plan in recipe.runs] == ["main"]
+    assert recipe.out == Path("runs/where")
+    assert recipe.runs[0].study == recipe.study
+
+
+def test_plain_is_json_of_everything(tmp_path: Path) -> None:
+    study = recipe_from_mapping(tiny_mapping(tmp_path)).study
+    data = json.loads(json.dumps(plain(study)))
+    assert data["data"]["eval"]["view"]["size"] == [32, 32]
+    assert data["teachers"]["first"]["levels"] == [0, 1, 2, 3]
+    assert data["distill"]["batch"] == 4

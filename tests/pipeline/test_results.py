@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.errors import PipelineError
+from pipeline.recipes import Recipe
+from pipeline.results import RunResult, RunStages, gather, main_values, results_json, results_table
+from pipeline.stagedir import StageDir, write_json
+from tests.tiny_recipe import tiny_recipe
+
+Scores = dict[str, dict[str, float]]
+GOOD: Scores = {
+    "semseg": {"mIoU": 60.0},
+    "depth": {"RMSE": 0.5},
+    "distill": {"loss": 1.5},
+}
+BASE: Scores = {"semseg": {"mIoU": 50.0}, "depth": {"RMSE": 1.0}}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return tiny_recipe(tmp_path)
+
+
+def stages_of(folder: Path, metrics: Scores, *, seconds: float = 2.0, total: int = 100) -> dict[str, StageDir]:
+    """Records as a finished run leaves them."""
+    found = {}
+    for name in ("distill", "finetune", "eval"):
+        stage = StageDir.of(folder, name, inputs={"folder": str(folder)})
+        record: dict[str, Any] = {"seconds": seconds, "parameters": {"stem": total - 1, "total": total}}
+        if name == "finetune":
+            record["dataset"] = "scenes"
+        write_json(stage.path / "stage.json", record)
+        found[name] = stage
+    write_json(found["eval"].path / "metrics.json", metrics)
+    return found
+
+
+def rows(recipe: Recipe, root: Path, *metrics: Scores) -> list[RunResult]:
+    """The first runs of the recipe with these metrics."""
+    runs = [
+        RunStages(plan=plan, stages=[stages_of(root / plan.name, scores)])
+        for plan, scores in zip(recipe.runs, metrics, strict=False)
+    ]
+    return gather(recipe, runs)
+
+
+def text_of(results: list[RunResult]) -> list[str]:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(results_table(results))
+    return console.export_text(styles=True).splitlines()
+
+
+def test_delta_is_the_mean_relative_gain_over_the_baseline(recipe: Recipe, tmp_path: Path) -> None:
+    ours, base = rows(recipe, tmp_path, GOOD, BASE)
+    # +20 % of mIoU, and half the RMSE is +50 %.
+    assert ours.delta == {"no-distill": pytest.approx(35.0)}
+    assert base.delta == {}
+    assert main_values(ours) == {"semseg": 60.0, "depth": 0.5}
+    assert (ours.parameters, ours.seconds) == (100, {"distill": 2.0, "finetune": 2.0, "eval": 2.0})
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"semseg": {"mIoU": 0.0}, "depth": {"RMSE": 1.0}},
+        {"semseg": {"mIoU": math.nan}, "depth": {"RMSE": 1.0}},
+        {"semseg": {"mIoU": 50.0}},
+    ],
+    ids=["zero", "unscored", "other tasks"],
+)
+def test_where_no_relative_change_exists_the_table_still_does(recipe: Recipe, tmp_path: Path, base: Scores) -> None:
+    ours, _ = results = rows(recipe, tmp_path, GOOD, base)
+    assert ours.delta == {}
+    assert any("sak" in line for line in text_of(results))
+
+
+def test_results_are_finite_or_null(recipe: Recipe, tmp_path: Path) -> None:
+    results = rows(recipe, tmp_path, GOOD | {"semseg": {"mIoU": math.nan}}, BASE)
+    write_json(tmp_path / "results.json", results_json(results))
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    data = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert data["runs"][0]["metrics"]["semseg"] == {"mIoU": None}
+    assert data["runs"][1]["metrics"]["semseg"] == {"mIoU": 50.0}
+    assert "–" in next(line for line in text_of(results) if "sak" in line)
+
+
+def test_runs_of_single_tasks_make_one_row(recipe: Recipe, tmp_path: Path) -> None:
+    plan = recipe.runs[2]
+    split = RunStages(
+        plan=plan,
+        stages=[
+            stages_of(tmp_path / "one", {"semseg": {"mIoU": 55.0}}, seconds=3, total=10),
+            stages_of(tmp_path / "two", {"depth": {"RMSE": 0.8}}, seconds=4, total=20),
+        ],
+    )
+    base = RunStages(plan=recipe.runs[1], stages=[stages_of(tmp_path / "base", BASE)])
+    row, _ = gather(recipe, [split, base])
+    assert main_values(row) == {"semseg": 55.0, "depth": 0.8}
+    assert row.parameters == 30
+    assert row.seconds == {"distill": 7, "finetune": 7, "eval": 7}
+    assert row.delta == {"no-distill": pytest.approx(15.0)}
+
+
+def test_the_best_of_each_column_is_bold(recipe: Recipe, tmp_path: Path) -> None:
+    lines = text_of(rows(recipe, tmp_path, GOOD, BASE | {"semseg": {"mIoU": 70.0}}))
+    bold = "\x1b[1m"
+    ours, base = (next(line for line in lines if name in line) for name in ("sak ", "no-distill "))
+    assert f"{bold}0.50" in ours
+    assert f"{bold}60.00" not in ours
+    assert f"{bold}70.00" in base
+    assert "+17.86" in ours
+
+
+def test_a_table_of_distillation_alone_shows_its_loss(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, ["finetune=null"], only="sak")
+    stage = stages_of(tmp_path / "x", {"distill": {"loss": 1.23456}})
+    del stage["finetune"]
+    (row,) = gather(recipe, [RunStages(plan=recipe.runs[0], stages=[stage])])
+    assert (row.dataset, main_values(row)) == ("", {})
+    text = "\n".join(text_of([row]))
+    assert "held-out distill loss" in text
+    assert "1.2346" in text
+
+
+def test_a_damaged_record_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    stages = stages_of(tmp_path / "x", GOOD)
+    write_json(stages["eval"].path / "stage.json", {"seconds": "soon"})
+    with pytest.raises(PipelineError, match="'soon' where a number was expected"):
+        gather(recipe, [RunStages(plan=recipe.runs[0], stages=[stages])])
+    write_json(stages["eval"].path / "stage.json", {"seconds": 1.0})
+    write_json(stages["eval"].path / "metrics.json", {"semseg": 3})
+    with pytest.raises(PipelineError, match="3 where a mapping was expected"):
+        gather(recipe, [RunStages(plan=recipe.runs[0], stages=[stages])])

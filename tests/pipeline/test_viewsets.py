@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import DataConfig, SourceConfig
+from pipeline.errors import BadImageError
+from pipeline.loader import load_samples
+from pipeline.viewsets import cached_source, make_part, view_set_spec
+from pipeline.views import ViewDraw, ViewSpec, apply_view
+from store.store import Store
+
+CROP = ViewSpec(kind="random_resized_crop", size=(24, 24))
+SOURCE = SourceConfig(name="scenes", images=6, size=32)
+
+
+def scenes(**changes: Any) -> DataConfig:
+    return DataConfig(**({"source": SOURCE, "view": CROP, "rows_per_shard": 4} | changes))
+
+
+def make(root: Path, data: DataConfig, *, labels: bool, seed: int = 0) -> Any:
+    store = Store.create(root)
+    view_set = store.create_view_set(view_set_spec(data, labels=labels, seed=seed))
+    for part in range(view_set.spec.parts):
+        assert make_part(str(root), view_set.name, part, data) == len(view_set.spec.part_rows(part))
+    return Store.open(root).view_set(view_set.name)
+
+
+def test_the_name_follows_everything_that_shapes_the_rows() -> None:
+    names = {
+        view_set_spec(data, labels=labels, seed=seed).name
+        for data, labels, seed in [
+            (scenes(), False, 0),
+            (scenes(), True, 0),
+            (scenes(), False, 1),
+            (scenes(views=2), False, 0),
+            (scenes(rows_per_shard=3), False, 0),
+            (scenes(view=dataclasses.replace(CROP, area=(0.5, 1.0))), False, 0),
+            (scenes(view=ViewSpec(kind="full", size=(24, 24))), False, 0),
+            (scenes(source=dataclasses.replace(SOURCE, seed=1)), False, 0),
+            (scenes(source=dataclasses.replace(SOURCE, split="val")), False, 0),
+            (scenes(source=dataclasses.replace(SOURCE, images=5)), False, 0),
+        ]
+    }
+    assert len(names) == 10
+    # What to do about a bad image changes no row that is there.
+    assert view_set_spec(scenes(on_error="skip"), labels=False, seed=0).name in names
+
+
+def test_rows_are_remade_to_the_byte(tmp_path: Path) -> None:
+    digests = []
+    for name in ("a", "b"):
+        view_set = make(tmp_path / name, scenes(views=2), labels=True)
+        digests.append([hashlib.sha256(view_set.tar_path(part).read_bytes()).hexdigest() for part in range(3)])
+    assert digests[0] == digests[1]
+
+
+def test_a_stored_draw_replays_to_the_stored_pixels(tmp_path: Path) -> None:
+    data = scenes(views=2)
+    view_set = make(tmp_path / "store", data, labels=True)
+    source = cached_source(SOURCE)
+    keys = list(source.keys())
+    rows = view_set.read_part(1)
+    samples = load_samples(view_set, [row.row for row in rows], tasks=("semseg", "depth"))
+    for row, stored in zip(rows, samples, strict=True):
+        seen = apply_view(ViewDraw.from_dict(dict(row.draw)), source.read(keys.index(row.key)))
+        assert np.array_equal(seen.image, stored.image)
+        assert np.array_equal(seen.labels["semseg"], stored.labels["semseg"])
+        assert np.array_equal(seen.labels["depth"], stored.labels["depth"])
+
+
+def test_views_without_labels_store_none(tmp_path: Path) -> None:
+    bare, full = (make(tmp_path / str(labels), scenes(), labels=labels) for labels in (False, True))
+    assert {*bare.read_part(0)[0].files} == {"png"}
+    assert {"png", "semseg.png", "depth.npy"} < {*full.read_part(0)[0].files}
+    for one, other in zip(bare.read_part(1), full.read_part(1), strict=True):
+        assert one.files["png"] == other.files["png"]
+        assert dict(one.draw) == dict(other.draw)
+
+
+def test_a_multitask_crop_reads_labels_even_where_none_are_kept(tmp_path: Path) -> None:
+    data = scenes(view=ViewSpec(kind="multitask", size=(24, 24), max_class_ratio=0.3))
+    bare, full = (make(tmp_path / str(labels), data, labels=labels) for labels in (False, True))
+    assert [dict(row.draw) for row in bare.read_part(0)] == [dict(row.draw) for row in full.read_part(0)]
+    assert {*bare.read_part(0)[0].files} == {"png"}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> DataConfig:
+    """Seven photographs, the third damaged."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(7):
+        Image.new("RGB", (40, 30), (number * 30, 9, 9)).save(folder / f"p{number}.jpg")
+    data = (folder / "p2.jpg").read_bytes()
+    (folder / "p2.jpg").write_bytes(data[: len(data) // 3])
+    return DataConfig(source=SourceConfig(name="imagefolder", root=str(folder)), view=CROP, rows_per_shard=7)
+
+
+def test_a_bad_image_stops_with_its_name_and_the_way_out(tmp_path: Path, photos: DataConfig) -> None:
+    with pytest.raises(BadImageError, match=r"p2\.jpg.*on_error: skip") as caught:
+        make(tmp_path / "store", photos, labels=False)
+    assert len(str(caught.value).splitlines()) == 1
+    store = Store.open(tmp_path / "store")
+    assert store.view_sets()[0].committed_parts() == ()
+
+
+def test_a_skipped_image_is_recorded_and_not_read(tmp_path: Path, photos: DataConfig) -> None:
+    view_set = make(tmp_path / "store", dataclasses.replace(photos, on_error="skip"), labels=False)
+    (bad,) = [row for row in view_set.index(0) if row.error]
+    assert bad.key == "p2"
+    assert "p2.jpg" in str(bad.error)
+    assert bad.row not in view_set.usable_rows().tolist()
+    assert len(view_set.usable_rows()) == 6
