@@ -94,7 +94,12 @@ class TaskSpec:
     @property
     def label(self) -> str:
         """Short column title, for example ``semseg mIoU ↑``."""
-        return f"{_SHORT_NAMES[self.name]} {self.metric} {metric_spec(self.metric).arrow}"
+        return f"{self.short_name} {self.metric} {metric_spec(self.metric).arrow}"
+
+    @property
+    def short_name(self) -> str:
+        """What tables and pictures call the task, for example ``parts``."""
+        return _SHORT_NAMES[self.name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

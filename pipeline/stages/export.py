@@ -34,6 +34,9 @@ def export(study: Study, out: Path, path: Path, /, *, what: str, dtype: str, hin
     state = load_weights(stage.path / "student.safetensors")
     if what == "stem":
         state = {name.removeprefix("stem."): tensor for name, tensor in state.items() if name.startswith("stem.")}
+        # timm's ViT ends in a norm that the student's residual stream never passes; a neutral one makes the file whole.
+        width = state["pos_embed"].shape[-1]
+        state |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
     elif what != "student":
         raise PipelineError(f"export: {what!r}; expected student or stem")
     cast = {name: t.to(DTYPES[dtype]).contiguous() if t.is_floating_point() else t for name, t in state.items()}
