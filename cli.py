@@ -261,12 +261,16 @@ def _hint(command: str, recipe: Path, overrides: list[str] | None) -> str:
 
 
 def _print_table(table: Table) -> None:
-    """Print a table at its own width: a cut number is a wrong number, and names are there to be copied."""
+    """Print a table as narrow as the terminal, but never cut: half a number is wrong, and names are to be copied."""
     from rich.console import Console
 
-    console = Console()
-    wide = Console(width=10_000)
-    Console(width=max(console.width, wide.measure(table).maximum)).print(table)
+    # Height too, because a console with a width alone falls back to 80 columns in a dumb terminal.
+    terminal, endless = Console(), Console(width=10_000, height=25)
+    for column in table.columns:
+        column.min_width = max(endless.measure(cell).minimum for cell in (column.header, *column.cells))
+    needed = endless.measure(table)
+    width = max(terminal.width, needed.minimum) if terminal.is_terminal else needed.maximum
+    Console(width=width, height=25).print(table)
 
 
 def main() -> None:

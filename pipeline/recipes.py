@@ -91,7 +91,7 @@ def recipe_from_mapping(raw: object, *, overrides: Sequence[str] = (), where: st
     """
     if not isinstance(raw, dict):
         raise RecipeError(f"{where}: expected a mapping of keys at the top, got {type(raw).__name__}")
-    data: dict[str, object] = copy.deepcopy(raw)
+    data: dict[str, object] = {key: _unshared(value) for key, value in raw.items()}
     for override in overrides:
         key, value = parse_override(override)
         _set_dotted(data, key, value)
@@ -179,6 +179,13 @@ def _expand(
         if checked.value is not None:
             plans.append(RunPlan(name, config.description, checked.value, config.split_tasks))
     return plans
+
+
+def _unshared(value: object) -> object:
+    """Copy, with what YAML anchors made one object in several places as several: an override must change one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _set_dotted(data: dict[str, object], key: str, value: object) -> None:

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import threading
 from functools import lru_cache
 
 from pipeline.config import DataConfig, SourceConfig
@@ -20,7 +23,7 @@ from store.rows import ViewRow
 from store.spec import ViewSetSpec
 from store.store import Store
 
-__all__ = ["cached_source", "make_part", "view_set_spec"]
+__all__ = ["cached_source", "end_with_parent", "make_part", "view_set_spec"]
 
 
 @lru_cache(maxsize=8)
@@ -86,6 +89,21 @@ def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
             rows.append(ViewRow(row=row, key=keys[image], view=view, files={}, error=str(error)))
     view_set.write_part(part, rows)
     return len(rows)
+
+
+def end_with_parent() -> None:
+    """End this worker with the process that started it: a killed run must leave none behind.
+
+    Here and not beside the pool, so that a worker imports this module and no torch.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="sak-parent-watch", daemon=True).start()
 
 
 def _row(source: ImageSource, data: DataConfig, spec: ViewSetSpec, *, row: int, image: int, view: int) -> ViewRow:

@@ -129,7 +129,7 @@ def rename_keys(state: Mapping[str, Tensor], renames: Sequence[tuple[str, str]],
     return renamed
 
 
-def unwrap_state(loaded: Mapping[str, object], /) -> dict[str, Tensor]:
+def unwrap_state(loaded: Mapping[str, object], /, *, where: str = "checkpoint") -> dict[str, Tensor]:
     """Take the state dict out of a training checkpoint (``model`` or ``state_dict``) and off a DDP ``module.`` prefix.
 
     Raises:
@@ -143,7 +143,7 @@ def unwrap_state(loaded: Mapping[str, object], /) -> dict[str, Tensor]:
     foreign = [f"{name} ({type(value).__name__})" for name, value in inner.items() if not isinstance(value, Tensor)]
     if foreign or not inner:
         raise CheckpointError(
-            f"checkpoint: expected names with tensors, bare or under {' or '.join(_WRAPPERS)}, got"
+            f"{where}: expected names with tensors, bare or under {' or '.join(_WRAPPERS)}, got"
             f" {_shorten(foreign) or 'nothing'}; extract the state dict first"
         )
     state = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
@@ -171,7 +171,7 @@ def load_weights(path: Path, /) -> dict[str, Tensor]:
     if path.suffix not in _TORCH_SUFFIXES:
         known = ", ".join((_SAFETENSORS, *_TORCH_SUFFIXES))
         raise CheckpointError(f"checkpoint {path}: expected one of {known}, got {path.suffix!r}; convert the file")
-    return unwrap_state(_load_torch(path))
+    return unwrap_state(_load_torch(path), where=f"checkpoint {path}")
 
 
 def _load_torch(path: Path) -> Mapping[str, object]:
@@ -244,9 +244,17 @@ def digest_state(state: Mapping[str, Tensor], /) -> str:
 
 
 def sha256_file(path: Path, /) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a checkpoint's bytes, in hex.
+
+    Raises:
+        CheckpointError: no such file, or it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        reason = f"found none at {path}" if isinstance(error, FileNotFoundError) else f"{path}: {error.strerror}"
+        raise CheckpointError(f"checkpoint: expected a file, {reason}; check the path") from error
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +39,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @pytest.fixture
-def no_teacher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Every way to a teacher's network raises."""
-    import sys
+def no_teacher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Every way to a teacher's network raises; so does what is returned."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a teacher was built")
@@ -49,4 +49,4 @@ def no_teacher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
         if name.split(".")[0] in ("sak", "pipeline") and hasattr(module, "load_teacher"):
             monkeypatch.setattr(module, "load_teacher", refuse)
     monkeypatch.setattr("sak.teachers.model._build", refuse)
-    yield refuse
+    return refuse

@@ -61,7 +61,7 @@ finetune: {steps: 20, batch: 4, lr: 1.0e-3}
 eval: {batch: 4, gallery: 2}
 track: {log_every: 1, tensorboard: false}
 runs:
-  sak: {description: both teachers}
+  both: {description: both teachers}
   labels: {description: labels alone, set: {distill: null, finetune.alpha: 0.0}}
   split: {description: one network a task, split_tasks: true, set: {finetune.tasks: [depth, edge], finetune.steps: 2}}
 baselines: [labels]
@@ -89,9 +89,9 @@ class SakProcess:
         self._process.start()
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal; SIGINT to its worker processes as well, as Ctrl-C in a terminal does."""
         assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        (os.killpg if number == signal.SIGINT else os.kill)(self._process.pid, number)
 
     def running(self) -> bool:
         """Whether the command has not ended."""
@@ -172,6 +172,7 @@ def _command(arguments: tuple[str, ...], cwd: str, out: str, err: str) -> None:
     for path, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     os.chdir(cwd)
+    os.setsid()
     # A test run started in the background has SIGINT ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["sak", *arguments]

@@ -93,7 +93,10 @@ def _opened(path: Path) -> Image.Image:
         raise BadImageError(f"{path}: file not found; the data folder is incomplete") from error
     except Image.DecompressionBombError as error:
         raise BadImageError(f"{path}: refused, {error}; shrink the image first") from error
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, IndexError) as error:
+    except UnidentifiedImageError as error:
+        # Pillow's own words hold a memory address; a store records the reason, and reruns must write the same bytes.
+        raise BadImageError(f"{path}: cannot be decoded (not a known image format); replace or remove it") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         raise BadImageError(f"{path}: cannot be decoded ({error}); replace or remove the file") from error
     return picture
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from pipeline.runtime import pick_device
 from pipeline.targets import find_column
 from pipeline.tensors import to_tensors
 from pipeline.tracking import CONSOLE, progress_bar
-from pipeline.viewsets import make_part, view_set_spec
+from pipeline.viewsets import end_with_parent, make_part, view_set_spec
 from sak.teachers.identity import teacher_identity
 from sak.teachers.model import Teacher, load_teacher
 from sak.teachers.spec import TeacherSpec
@@ -72,12 +72,12 @@ def extract(studies: Sequence[Study], /) -> None:
     """
     seen: set[str] = set()
     for study in studies:
-        store = Store.create(study.store)
+        device, store = pick_device(study.device), Store.create(study.store)
         for need in needs(study):
             view_set = store.create_view_set(view_set_spec(need.data, labels=need.labels, seed=study.seed))
             worked = _views(store, view_set, need, config=study.extract)
             specs = [study.teachers[name].spec(name) for name in need.teachers]
-            worked |= _columns(store, view_set, specs, config=study.extract, device=pick_device(study.device))
+            worked |= _columns(store, view_set, specs, config=study.extract, device=device)
             what = {view_set.name, *(f"{view_set.name}/{name}" for name in need.teachers)}
             if not worked and not what <= seen:
                 names = ", ".join(("views", *need.teachers))
@@ -114,27 +114,25 @@ def _parts_done(
         return
     # spawn: a forked child of a process that has run torch can deadlock in its thread pool.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_obey_parent) as pool:
-        futures = [pool.submit(make_part, root, name, part, data) for part in missing]
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+        with _interrupts_held():
+            futures = [pool.submit(make_part, root, name, part, data) for part in missing]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
 
 
-def _obey_parent() -> None:
-    """End this worker with the process that started it, and only then: Ctrl-C reaches both, the parent answers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, name="sak-parent-watch", daemon=True).start()
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment: a process started meanwhile inherits that, and so its parent alone answers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Writer(NamedTuple):

@@ -85,7 +85,9 @@ def _data(recipe: Recipe, results: Sequence[RunResult], runs: Sequence[RunStages
 
 
 def _column(task: TaskSpec) -> MetricColumn:
-    return MetricColumn(task=task.name, metric=task.metric, label=task.short_name, higher_is_better=task.higher_is_better)
+    return MetricColumn(
+        task=task.name, metric=task.metric, label=task.short_name, higher_is_better=task.higher_is_better
+    )
 
 
 def _run_row(row: RunResult) -> RunRow:

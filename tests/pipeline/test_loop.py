@@ -107,7 +107,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, killed: list[in
     names = [path.name for path in sorted((tmp_path / "whole/checkpoints").iterdir())]
     assert names == ["step-000000008.safetensors", "step-000000010.safetensors"]
     for name in names:
-        assert (tmp_path / "cut/checkpoints" / name).read_bytes() == (tmp_path / "whole/checkpoints" / name).read_bytes()
+        assert (tmp_path / "cut/checkpoints" / name).read_bytes() == (
+            tmp_path / "whole/checkpoints" / name
+        ).read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -170,9 +172,7 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
     found = [model_of()]
     data: Any = Data()
     with pytest.raises(PipelineError, match=r"step 3: loss total is not finite; lower the learning rate"):
-        train(
-            found[0], losses_of(found[0], hook=broken), data, plan=plan_of(found[0]), folder=tmp_path, label="test"
-        )
+        train(found[0], losses_of(found[0], hook=broken), data, plan=plan_of(found[0]), folder=tmp_path, label="test")
     # No state after the damage is kept.
     assert not list(tmp_path.glob("checkpoints/*"))
 

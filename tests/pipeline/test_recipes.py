@@ -52,7 +52,11 @@ def test_all_faults_come_at_once_with_their_paths(tmp_path: Path) -> None:
 
 def test_values_out_of_range_name_key_and_value(tmp_path: Path) -> None:
     text = "\n".join(faults(tiny_mapping(tmp_path), "distill.batch=0", "finetune.alpha=-1", "track.keep=0"))
-    for part in ("distill.batch must be greater than 0, got 0", "finetune.alpha must be 0 or more, got -1", "track.keep"):
+    for part in (
+        "distill.batch must be greater than 0, got 0",
+        "finetune.alpha must be 0 or more, got -1",
+        "track.keep",
+    ):
         assert part in text
 
 

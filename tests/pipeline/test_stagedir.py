@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
@@ -70,6 +70,7 @@ def _without_nan(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@settings(max_examples=30, deadline=None)  # each example is flushed to disk
 @given(st.dictionaries(st.text(), trees, max_size=4))
 def test_json_is_finite_or_null(tmp_path_factory: pytest.TempPathFactory, data: dict[str, object]) -> None:
     path = tmp_path_factory.getbasetemp() / "round.json"

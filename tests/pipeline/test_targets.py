@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,12 +91,15 @@ def test_finding_a_column_builds_no_teacher(place: Place, no_teacher: Callable[.
 
 @pytest.mark.parametrize(
     ("change", "codec"),
-    [({"random": 3}, "fp32"), ({"name": "third"}, "fp32"), ({"resize": "squash", "mean": (0.1, 0.1, 0.1), "std": (1.0, 1.0, 1.0)}, "fp32"), ({}, "int8")],
+    [
+        ({"random": 3}, "fp32"),
+        ({"name": "third"}, "fp32"),
+        ({"resize": "squash", "mean": (0.1, 0.1, 0.1), "std": (1.0, 1.0, 1.0)}, "fp32"),
+        ({}, "int8"),
+    ],
     ids=["weights", "name", "statistics", "codec"],
 )
 def test_only_this_very_teacher_and_codec_is_found(place: Place, change: dict[str, Any], codec: str) -> None:
-    import dataclasses
-
     spec = place.specs["first"]
     assert find_column(place.store, spec, view_set=place.view_set, codec="fp32") is not None
     other = dataclasses.replace(spec, **change)
@@ -103,13 +107,16 @@ def test_only_this_very_teacher_and_codec_is_found(place: Place, change: dict[st
 
 
 def test_an_absent_column_names_itself_and_the_command(place: Place) -> None:
-    import dataclasses
-
     other = dataclasses.replace(place.specs["first"], random=3)
     with pytest.raises(MissingColumnError) as caught:
         find_columns(place.store, [other], view_set=place.view_set, codec="fp32", hint="sak run mine.yaml seed=1")
     text = str(caught.value)
-    for part in ("the fp32 column of teacher first", place.view_set, "is absent", "make it with: sak run mine.yaml seed=1"):
+    for part in (
+        "the fp32 column of teacher first",
+        place.view_set,
+        "is absent",
+        "make it with: sak run mine.yaml seed=1",
+    ):
         assert part in text
     assert len(text.splitlines()) == 1
 
@@ -130,8 +137,6 @@ def test_a_column_of_other_images_is_refused(copied: Place) -> None:
     view_set = copied.store.view_set(copied.view_set)
     rows = view_set.read_part(0)
     view_set.discard(0)
-    import dataclasses
-
     swapped = [dataclasses.replace(row, files=rows[(index + 1) % len(rows)].files) for index, row in enumerate(rows)]
     view_set.write_part(0, swapped)
     copied.store = Store.open(copied.store.root.path)

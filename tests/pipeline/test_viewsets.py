@@ -12,8 +12,8 @@ from PIL import Image
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.errors import BadImageError
 from pipeline.loader import load_samples
-from pipeline.viewsets import cached_source, make_part, view_set_spec
 from pipeline.views import ViewDraw, ViewSpec, apply_view
+from pipeline.viewsets import cached_source, make_part, view_set_spec
 from store.store import Store
 
 CROP = ViewSpec(kind="random_resized_crop", size=(24, 24))

@@ -50,7 +50,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, call: int) 
 def test_cached_and_online_targets_give_the_same_losses(finished: Finished, tmp_path: Path, loss: str) -> None:
     options = ["distill.steps=20", f"distill.loss={loss}"]
     cached = read_metrics(distilled(finished, tmp_path / "cached", *options) / "metrics.jsonl")
-    online = read_metrics(distilled(finished, tmp_path / "online", *options, "distill.targets=online") / "metrics.jsonl")
+    online = read_metrics(
+        distilled(finished, tmp_path / "online", *options, "distill.targets=online") / "metrics.jsonl"
+    )
     assert len(cached) == len(online) == 20
     for one, other in zip(cached, online, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
@@ -64,9 +66,10 @@ def test_stopped_and_resumed_equals_uninterrupted(
     """Six steps are more than one cycle of 22 rows in batches of 4."""
     whole = distill_dir(finished.recipe.runs[0].study, finished.recipe.out, hint=HINT).path
     for call in stopped:
-        with monkeypatch.context() as patch, pytest.raises(_Stop):
+        with monkeypatch.context() as patch:
             stop_at(patch, module, "distill_loss", call)
-            distilled(finished, tmp_path / "cut")
+            with pytest.raises(_Stop):
+                distilled(finished, tmp_path / "cut")
     path = distilled(finished, tmp_path / "cut")
     assert path.name == whole.name
     for name in ("metrics.jsonl", "student.safetensors"):
@@ -204,8 +207,10 @@ def test_a_missing_column_names_the_command(finished: Finished, tmp_path: Path) 
 def test_a_missing_store_or_view_set_is_said(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=f"there is none yet, .*; make them with: {HINT}"):
         distilled(finished, tmp_path, f"store={tmp_path}/nowhere")
-    with pytest.raises(MissingColumnError, match="no view set"):
+    with pytest.raises(MissingColumnError, match=f"is absent; make it with: {HINT}"):
         distilled(finished, tmp_path, "data.distill.source.images=21")
+    with pytest.raises(MissingColumnError, match="no view set"):
+        distilled(finished, tmp_path, "data.distill.source.images=21", "distill.targets=online")
 
 
 def test_an_incomplete_view_set_names_the_command(finished: Finished, tmp_path: Path) -> None:
@@ -220,7 +225,9 @@ def test_an_incomplete_view_set_names_the_command(finished: Finished, tmp_path: 
 def test_a_flipped_byte_in_a_column_stops_training(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.root / "store", tmp_path / "store")
     study = tiny_recipe(tmp_path, only="sak").runs[0].study
-    path = max((tmp_path / "store/columns").glob("scenes-unlabeled*/first-*/level_3/c/**/*"), key=lambda p: p.stat().st_size)
+    path = max(
+        (tmp_path / "store/columns").glob("scenes-unlabeled*/first-*/level_3/c/**/*"), key=lambda p: p.stat().st_size
+    )
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(bytes(data))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.errors import PipelineError
 from pipeline.stages import finetune as module
@@ -60,9 +61,10 @@ def test_stopped_and_resumed_equals_uninterrupted(
                 raise _Stop
             return real(*arguments)
 
-        with monkeypatch.context() as patch, pytest.raises(_Stop):
+        with monkeypatch.context() as patch:
             patch.setattr(module, "task_losses", counted)
-            finetuned(finished, tmp_path / "cut")
+            with pytest.raises(_Stop):
+                finetuned(finished, tmp_path / "cut")
     path = finetuned(finished, tmp_path / "cut")
     assert path.name == whole.name
     for name in ("metrics.jsonl", "student.safetensors"):
@@ -87,9 +89,7 @@ def test_cached_training_builds_no_teacher(finished: Finished, tmp_path: Path, n
     assert "distill" in read_metrics(path / "metrics.jsonl")[0]
 
 
-def test_without_alpha_no_feature_is_read(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_alpha_no_feature_is_read(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = finished.fresh(tmp_path, "finetune.alpha=0", "distill.steps=1", "finetune.steps=1")
     study = recipe.runs[0].study
     distill(study, recipe.out, label="test", hint=HINT)
@@ -184,15 +184,13 @@ def test_without_stage_1_the_message_says_so(finished: Finished, tmp_path: Path)
 
 
 def test_images_without_labels_cannot_train_tasks(tmp_path: Path) -> None:
-    from PIL import Image
-
     (tmp_path / "photos").mkdir()
     for number in range(4):
         Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"photos/{number}.png")
     source = f"data.finetune.source={{name: imagefolder, root: {tmp_path}/photos}}"
     recipe = tiny_recipe(tmp_path, [source, "distill=null", "finetune.alpha=0", "data.eval=null"], only="sak")
     run_stages(recipe, ["extract"])
-    with pytest.raises(PipelineError, match="has no labels; give data.finetune a labelled source"):
+    with pytest.raises(PipelineError, match=r"has no labels; give data\.finetune a labelled source"):
         run_stages(recipe, ["finetune"])
 
 

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import PipelineError
+from pipeline.loader import load_samples
+from pipeline.stagedir import read_json
+from pipeline.stages import evaluate as module
+from pipeline.stages.distill import distill
+from pipeline.stages.evaluate import decode_predictions, evaluate, evaluate_dir, trained_student
+from pipeline.stages.finetune import finetune, finetune_dir
+from pipeline.stages.run import substudies
+from pipeline.students import Normalise
+from pipeline.tensors import to_tensors
+from sak.metrics import TaskMetrics
+from store.store import Store
+from tests.conftest import Finished
+from tests.tiny_recipe import HINT, run_stages, tiny_recipe, tree_digests
+
+CPU = torch.device("cpu")
+
+
+def study_of(finished: Finished, run: int = 0) -> Any:
+    return finished.recipe.runs[run].study
+
+
+def scored(finished: Finished, run: int = 0) -> Path:
+    return evaluate_dir(study_of(finished, run), finished.recipe.out, hint=HINT).path
+
+
+def refuse(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
+def test_metrics_are_those_of_the_student_alone(finished: Finished) -> None:
+    """Computed again here, image by image, from the stored weights."""
+    study = study_of(finished)
+    student, _ = trained_student(finetune_dir(study, finished.recipe.out, hint=HINT), device=CPU, hint=HINT)
+    view_set = next(item for item in Store.open(study.store).view_sets() if "val" in item.name)
+    tasks = tuple(student.spec.tasks)
+    metrics = TaskMetrics("scenes", tasks)
+    normalise = Normalise(mean=study.student.mean, std=study.student.std)
+    for row in view_set.usable_rows().tolist():
+        pixels, labels = to_tensors(load_samples(view_set, [row], tasks=tasks))
+        metrics.update(student(normalise(pixels), with_aligned=False).tasks, labels)
+    found: Any = read_json(scored(finished) / "metrics.json")
+    assert found.keys() == {*tasks, "distill"}
+    for task, values in metrics.compute().items():
+        assert found[task] == pytest.approx(values, rel=1e-5), task
+    assert found["distill"]["loss"] > 0
+
+
+def test_the_batch_size_changes_no_score(finished: Finished, tmp_path: Path) -> None:
+    recipe = finished.fresh(tmp_path, "eval.batch=5")
+    study = recipe.runs[0].study
+    distill(study, tmp_path, label="test", hint=HINT)
+    finetune(study, tmp_path, label="test", hint=HINT)
+    path = evaluate(study, tmp_path, label="test", hint=HINT).path
+    assert path.name != scored(finished).name
+    one: Any = read_json(path / "metrics.json")
+    other: Any = read_json(scored(finished) / "metrics.json")
+    for task in other:
+        assert one[task] == pytest.approx(other[task], rel=1e-5), task
+
+
+def test_router_weights_are_a_mean_over_images(finished: Finished) -> None:
+    record: Any = evaluate_dir(study_of(finished), finished.recipe.out, hint=HINT).record()
+    assert record["experts"] == ["stem", "first", "second"]
+    assert record["images"] == 6
+    routers: Any = read_json(scored(finished) / "routers.json")
+    assert len(routers) == 6
+    for weights in routers.values():
+        assert np.array(weights).shape == (4, 3)
+        assert np.allclose(np.sum(weights, axis=1), 1)
+    (_, single), *_ = substudies(finished.recipe.runs[2])
+    plain_student = evaluate_dir(single, finished.recipe.out, hint=HINT)
+    assert read_json(plain_student.path / "routers.json") == {}
+
+
+def test_gallery_holds_what_the_report_shows(finished: Finished) -> None:
+    with np.load(scored(finished) / "gallery.npz", allow_pickle=False) as file:
+        gallery = {name: file[name] for name in file.files}
+    assert gallery["image"].shape == (2, 32, 32, 3)
+    for task in ("semseg", "human_parts", "sal", "edge", "depth"):
+        assert gallery[f"label/{task}"].shape == gallery[f"pred/{task}"].shape == (2, 32, 32)
+    assert gallery["pred/normals"].shape == (2, 32, 32, 3)
+    for level in range(4):
+        for teacher in ("first", "second"):
+            assert gallery[f"teacher/{teacher}/{level}"].shape == (2, 24, 4, 4)
+            assert gallery[f"student/{teacher}/{level}"].shape == (2, 24, 4, 4)
+    with np.load(scored(finished, 1) / "gallery.npz", allow_pickle=False) as file:
+        assert not [name for name in file.files if name.startswith(("teacher/", "student/"))]
+
+
+def test_evaluation_builds_no_teacher(finished: Finished, tmp_path: Path, no_teacher: Callable[..., Any]) -> None:
+    recipe = finished.fresh(tmp_path, "distill.steps=1", "finetune.steps=1")
+    run_stages(recipe, ["distill", "finetune", "eval"])
+    (path,) = tmp_path.glob("eval-*/metrics.json")
+    assert "distill" in read_json(path)
+
+
+def test_distillation_alone_is_scored_by_its_held_out_loss(finished: Finished, tmp_path: Path) -> None:
+    """Its views carry no labels, so they are other views than those of a study with tasks."""
+    recipe = tiny_recipe(tmp_path, ["finetune=null", "data.finetune=null"], only="sak")
+    run_stages(recipe)
+    (path,) = (tmp_path / "out").glob("eval-*/metrics.json")
+    found: Any = read_json(path)
+    assert found.keys() == {"distill"}
+    assert found["distill"]["loss"] > 0
+
+
+def test_a_gallery_of_none(finished: Finished, tmp_path: Path) -> None:
+    recipe = finished.fresh(tmp_path, "eval.gallery=0", "distill=null", "finetune.alpha=0", "finetune.steps=1")
+    run_stages(recipe, ["finetune", "eval"])
+    (path,) = tmp_path.glob("eval-*/gallery.npz")
+    with np.load(path, allow_pickle=False) as file:
+        assert file.files == []
+
+
+def test_an_unscored_metric_is_null(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.TaskMetrics, "compute", lambda _: {"depth": {"RMSE": float("nan")}})
+    recipe = finished.fresh(tmp_path, "distill=null", "finetune.alpha=0", "finetune.steps=1", "finetune.tasks=[depth]")
+    run_stages(recipe, ["finetune", "eval"])
+    (path,) = tmp_path.glob("eval-*/metrics.json")
+    assert json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse) == {"depth": {"RMSE": None}}
+
+
+def test_a_finished_stage_does_nothing(
+    finished: Finished, no_teacher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "build_student", no_teacher)
+    before = tree_digests(finished.recipe.out)
+    for plan in finished.recipe.runs[:2]:
+        evaluate(plan.study, finished.recipe.out, label="test", hint=HINT)
+    assert tree_digests(finished.recipe.out) == before
+
+
+def test_what_is_missing_is_said(finished: Finished, tmp_path: Path) -> None:
+    def failing(match: str, *overrides: str) -> None:
+        recipe = finished.fresh(tmp_path, *overrides)
+        with pytest.raises(PipelineError, match=match):
+            evaluate(recipe.runs[0].study, recipe.out, label="test", hint=HINT)
+
+    failing("eval needs data.eval", "data.eval=null")
+    failing("eval needs a trained student", "distill=null", "finetune=null")
+    failing(f"this stage is not done; run: {HINT}")
+
+
+def test_weights_that_changed_on_disk_are_refused(finished: Finished, tmp_path: Path) -> None:
+    recipe = finished.fresh(tmp_path, "distill=null", "finetune.alpha=0", "finetune.steps=1")
+    run_stages(recipe, ["finetune"])
+    (path,) = tmp_path.glob("finetune-*/student.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=str(path)):
+        run_stages(recipe, ["eval"])
+
+
+def test_predictions_as_maps() -> None:
+    shown = decode_predictions(
+        {
+            "semseg": torch.tensor([0.0, 2.0, 1.0]).view(1, 3, 1, 1),
+            "normals": torch.tensor([0.0, 0.0, 5.0]).view(1, 3, 1, 1),
+            "sal": torch.tensor([0.0, 0.0]).view(1, 2, 1, 1),
+            "edge": torch.zeros(1, 1, 1, 1),
+            "depth": torch.full((1, 1, 1, 1), 7.0),
+        }
+    )
+    assert shown["semseg"].tolist() == [[[1]]]
+    assert shown["normals"].tolist() == [[[[0, 0, 1]]]]
+    assert [float(shown[task].item()) for task in ("sal", "edge", "depth")] == [0.5, 0.5, 7.0]
+    with pytest.raises(PipelineError, match="no way to show task 'poses'"):
+        decode_predictions({"poses": torch.zeros(1, 1, 1, 1)})
