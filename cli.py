@@ -268,9 +268,8 @@ def _print_table(table: Table) -> None:
     terminal, endless = Console(), Console(width=10_000, height=25)
     for column in table.columns:
         column.min_width = max(endless.measure(cell).minimum for cell in (column.header, *column.cells))
-    needed = endless.measure(table)
-    width = max(terminal.width, needed.minimum) if terminal.is_terminal else needed.maximum
-    Console(width=width, height=25).print(table)
+    width = terminal.width if terminal.is_terminal else endless.measure(table).maximum
+    Console(width=width, height=25).print(table, crop=False)
 
 
 def main() -> None:

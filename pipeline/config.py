@@ -264,6 +264,8 @@ class FinetuneConfig:
         _positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
         _not_negative("finetune", {"alpha": self.alpha, "weight_decay": self.weight_decay, "clip": self.clip})
         _fraction("finetune.warmup", self.warmup)
+        if self.warmup and self.schedule == "poly":
+            raise ValueError("finetune.warmup: the poly schedule has none; drop it or set schedule to cosine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

@@ -110,6 +110,7 @@ def train(model: nn.Module, losses: LossFunction, loader: Loader, *, plan: Train
             if done % plan.track.log_every == 0 or done == plan.steps or done == 1:
                 log.write(done, run.record(batch.step, named), speeds=meter.read())
             if stop.raised or done % plan.track.checkpoint_every == 0 or done == plan.steps:
+                run.record(batch.step, named)  # refuses to keep a state whose loss is no number
                 run.save(done)
             if stop.raised and done < plan.steps:
                 raise Interrupted(f"{label}: stopped at step {done} of {plan.steps} as asked; rerun to continue")

@@ -32,6 +32,9 @@ from store.viewset import ReadOptions, ViewSet
 
 __all__ = ["complete_views", "distill", "distill_dir", "length_line", "steps_of", "target_identity", "target_source"]
 
+# Routers come with the tasks: runs that differ only in them share stage 1.
+_STAGE2_ONLY = ("router", "noisy_gating", "noise")
+
 
 def distill(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     """Train stage 1 of a study, or find it done.
@@ -86,11 +89,12 @@ def distill_dir(study: Study, out: Path, /, *, hint: str) -> StageDir:
     assert config is not None
     assert data is not None
     view_set = view_set_spec(data, labels=False, seed=study.seed).name
+    about = plain(study.student) | student_identity(study.student)
     inputs = {
         "seed": study.seed,
         "views": view_set,
         "targets": target_identity(study, view_set, kind=config.targets, hint=hint),
-        "student": plain(study.student) | student_identity(study.student),
+        "student": {key: value for key, value in about.items() if key not in _STAGE2_ONLY},
         "distill": plain(config),
     }
     return StageDir.of(out, "distill", inputs=inputs)

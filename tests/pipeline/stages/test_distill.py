@@ -182,7 +182,7 @@ def test_a_store_elsewhere_gives_the_same_folder(finished: Finished, tmp_path: P
 
 def test_two_runs_share_one_stage_1(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mapping = tiny_mapping(finished.root) | {"out": str(tmp_path), "baselines": []}
-    mapping["runs"] = {"one": {}, "two": {"set": {"finetune.lr": 5e-4}}}
+    mapping["runs"] = {"one": {}, "two": {"set": {"finetune.lr": 5e-4}}, "three": {"set": {"student.router": "none"}}}
     recipe = recipe_from_mapping(mapping)
     calls = []
     real = module.train
