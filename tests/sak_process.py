@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
-__all__ = ["RECIPE", "Outcome", "SakProcess", "finished_run", "sak", "stage_folders", "until", "write_recipe"]
+__all__ = ["PHOTOS", "RECIPE", "Outcome", "SakProcess", "finished_run", "sak", "stage_folders", "until", "write_recipe"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _PRELOADED = ["cli", "pipeline.stages.run", "pipeline.stages.report", "pipeline.stages.inspect", "pipeline.stages.data"]
@@ -65,6 +65,31 @@ runs:
   labels: {description: labels alone, set: {distill: null, finetune.alpha: 0.0}}
   split: {description: one network a task, split_tasks: true, set: {finetune.tasks: [depth, edge], finetune.steps: 2}}
 baselines: [labels]
+"""
+
+# Unlabelled files in a folder, and stage 1 alone.
+PHOTOS = """\
+out: out
+store: store
+threads: 1
+data:
+  distill:
+    source: {name: imagefolder, root: photos, split: all}
+    view: {kind: center, size: 32}
+    rows_per_shard: 4
+  eval:
+    source: {name: scenes, split: val, images: 4, size: 32}
+    view: {kind: full, size: 32}
+    rows_per_shard: 4
+teachers:
+  first:
+    timm: vit_tiny_patch16_224
+    random: 1
+    overrides: &tiny {patch_size: 8, embed_dim: 24, depth: 4, num_heads: 2}
+extract: {workers: 1}
+student: {stem: vit_tiny_patch16_224, overrides: *tiny}
+distill: {steps: 2, batch: 4}
+track: {tensorboard: false}
 """
 
 
