@@ -5,8 +5,10 @@ Stages are imported inside the commands, after the recipe is read: ``sak --help`
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 _INTERRUPTED = 130
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="sak",
@@ -93,8 +96,7 @@ def run(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> N
     loaded = _load(recipe, overrides)
     from pipeline.stages.run import STAGES
 
-    for stage in STAGES:
-        _stage(stage, loaded, only, hint=_hint("run", recipe, overrides))
+    _stages(STAGES, loaded, only, hint=_hint("run", recipe, overrides))
     if only:
         print(f"finished {', '.join(only)}; the table and report need every run of the recipe")
     else:
@@ -107,7 +109,7 @@ def extract(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) 
 
     The only stage that loads teachers, unless a recipe says targets: online.
     """
-    _stage("extract", _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
+    _stages(("extract",), _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
 
 
 @app.command(epilog="Example:  sak distill workflows/quickstart.yaml --run sak")
@@ -116,7 +118,7 @@ def distill(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) 
 
     Needs what sak extract writes.
     """
-    _stage("distill", _load(recipe, overrides), only, hint=_hint("extract", recipe, overrides))
+    _stages(("distill",), _load(recipe, overrides), only, hint=_hint("extract", recipe, overrides))
 
 
 @app.command(epilog="Example:  sak finetune workflows/quickstart.yaml finetune.alpha=0.5 --run sak")
@@ -125,13 +127,13 @@ def finetune(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None)
 
     Needs what sak extract and, for runs that have a stage 1, sak distill write.
     """
-    _stage("finetune", _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
+    _stages(("finetune",), _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
 
 
 @app.command(name="eval", epilog="Example:  sak eval workflows/quickstart.yaml --run sak")
 def evaluate(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
     """Score finished students, alone, on held-out images: every task's metric, router weights, pictures."""
-    _stage("eval", _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
+    _stages(("eval",), _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
 
 
 @app.command(epilog="Example:  sak report workflows/quickstart.yaml --out talk.html")
@@ -204,7 +206,8 @@ def store_info(
 def store_verify(root: Root) -> None:
     """Read every committed byte again; exit 1 and name what differs from its record.
 
-    Nothing is repaired. What is merely unfinished is listed as info, and sak extract completes it.
+    Nothing is repaired; the last lines say what to do about each damaged part. What is merely unfinished is listed as
+    info, and sak extract completes it.
     """
     from pipeline.stages.inspect import verify_store
 
@@ -214,6 +217,22 @@ def store_verify(root: Root) -> None:
     print("damaged" if verdict.failed else "every committed byte is as recorded")
     if verdict.failed:
         raise typer.Exit(1)
+
+
+@store_app.command("discard", epilog="Example:  sak store discard runs/store semantics-0123456789abcdef 3")
+def store_discard(
+    root: Root,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A view set, a column, or VIEW_SET/COLUMN where several have the column."),
+    ],
+    part: Annotated[int, typer.Argument(metavar="PART", min=0, help="Number of the part, as sak store verify says.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be dropped.")] = False,
+) -> None:
+    """Drop one damaged part; the same sak extract or sak run then makes just that part again."""
+    from pipeline.stages.inspect import discard_part
+
+    print(discard_part(root, name, part, dry_run=dry_run))
 
 
 @data_app.command("scenes", epilog="Example:  sak data scenes --layout nyud --out scenes_nyud --train 200 --val 50")
@@ -244,10 +263,13 @@ def teachers_ls() -> None:
         print(line)
 
 
-def _stage(stage: str, recipe: Recipe, only: list[str] | None, *, hint: str) -> None:
-    from pipeline.stages.run import run_stage, select
+def _stages(stages: Sequence[str], recipe: Recipe, only: list[str] | None, *, hint: str) -> None:
+    from pipeline.stages.run import prepare, run_stage, select
 
-    run_stage(stage, recipe, select(recipe, only or []), hint=hint)
+    plans = select(recipe, only or [])
+    prepare(recipe, plans, stages=stages)
+    for stage in stages:
+        run_stage(stage, recipe, plans, hint=hint)
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
@@ -304,6 +326,8 @@ def _explain(error: Exception) -> int:
         _complain(" ".join(str(error).split()))
     elif isinstance(error, OSError) and error.filename is not None:
         _complain(f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk")
+    elif isinstance(error, OSError) and error.errno in _NO_SPACE:
+        _complain(f"{error.strerror}; make room where out and store of the recipe lie, or name others; then rerun")
     else:
         raise error
     return _INTERRUPTED if isinstance(error, Interrupted) else 2

@@ -18,15 +18,9 @@ from torch import Tensor, nn
 from sak.errors import CheckpointError
 from sak.weights import compare_state, digest_state, load_metadata, load_weights, save_weights
 
-__all__ = ["Position", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
-
-
-class Position(NamedTuple):
-    """Where training stands: optimiser steps done, and whether any state came from a file."""
-
-    step: int
 
 
 def save_checkpoint(
@@ -62,8 +56,8 @@ def latest_checkpoint(folder: Path, /) -> Path | None:
 
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, scaler: torch.amp.GradScaler
-) -> Position:
-    """Restore everything that ``save_checkpoint`` wrote, or nothing.
+) -> int:
+    """Restore everything that ``save_checkpoint`` wrote, or nothing; returns the optimiser steps done.
 
     Raises:
         CheckpointError: The file is damaged, or was written by a run with other parameters.
@@ -83,7 +77,7 @@ def load_checkpoint(
     if "cuda" in saved.groups["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(saved.groups["rng"]["cuda"])
     scaler.load_state_dict(saved.scaler)
-    return Position(saved.step)
+    return saved.step
 
 
 class _Saved(NamedTuple):

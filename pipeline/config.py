@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.views import ViewSpec
 from sak.teachers.registry import teacher_spec
 from sak.teachers.spec import TeacherSpec
+from store.codecs.registry import choose_codec
 
 __all__ = [
     "DataConfig",
@@ -38,6 +39,7 @@ __all__ = [
 STRICT = ConfigDict(extra="forbid")
 
 _TEACHER_CHOICES = ("resize", "normalization", "alignment")
+_START_LR = 1.25e-7  # the paper's, of stage 1
 Size = int | tuple[int, int]
 Targets = Literal["cached", "online"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -58,6 +60,12 @@ def _not_negative(owner: str, values: dict[str, float]) -> None:
 def _fraction(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"{name} is a fraction of all steps in [0, 1), got {value}")
+
+
+def _rates(owner: str, *, lr: float, start: float, end: float) -> None:
+    for name, value in (("start_lr", start), ("end_lr", end)):
+        if not 0 <= value <= lr:
+            raise ValueError(f"{owner}.{name} must be between 0 and {owner}.lr ({lr}), got {value}")
 
 
 def _one_length(owner: str, steps: int | None, epochs: float | None) -> None:
@@ -85,14 +93,28 @@ class SourceConfig:
         """Render size as (height, width)."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
+    def overlaps(self, other: SourceConfig) -> bool:
+        """Whether both name the same collection: a scene of another size is the same scene, a part is no other set."""
+        if self.name != other.name or Path(self.root or "") != Path(other.root or ""):
+            return False
+        # On disk, seeds choose a part where there are fewer images than all, and a folder read whole has every split.
+        seeds = self.seed == other.seed or (self.root is not None and None in (self.images, other.images))
+        splits = self.split == other.split or (self.root is not None and "all" in (self.split, other.split))
+        return seeds and splits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class DataConfig:
-    """A view set: a source, the kind of view drawn of each image, and how many views."""
+    """A view set: a source, the kind of view drawn of each image, and how many views.
+
+    ``seed`` decides the views and the order of the stored rows; a study's own seed does not, so that studies which
+    train from several seeds read one store.
+    """
 
     source: SourceConfig
     view: ViewSpec
     views: int = 1
+    seed: int = 0
     rows_per_shard: int = 256
     on_error: Literal["stop", "skip"] = "stop"
 
@@ -172,14 +194,18 @@ class TeacherConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class ExtractConfig:
-    """How columns are made. ``codec`` is part of a column's identity, the rest is not."""
+    """How columns are made. ``codec`` is part of a column's identity, the rest is not.
 
-    codec: str = "int8"
+    ``codec`` is a name, or a mapping of ``name`` and the codec's options: ``{name: fp16, clip: true}``.
+    """
+
+    codec: str | dict[str, bool | int | float | str] = "int8"
     batch: int = 32
     workers: int = 2
 
     def __post_init__(self) -> None:
         _positive("extract", {"batch": self.batch, "workers": self.workers})
+        choose_codec(self.codec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -217,7 +243,7 @@ class DistillConfig:
     epochs: float | None = None
     batch: int = 16
     lr: float = 1e-3
-    start_lr: float = 1.25e-7
+    start_lr: float = _START_LR
     end_lr: float = 1e-5
     warmup: float = 2 / 30
     weight_decay: float = 0.01
@@ -232,11 +258,14 @@ class DistillConfig:
         _positive("distill", {"batch": self.batch, "lr": self.lr})
         _not_negative("distill", {"weight_decay": self.weight_decay, "clip": self.clip})
         _fraction("distill.warmup", self.warmup)
+        _rates("distill", lr=self.lr, start=self.start_lr, end=self.end_lr)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class FinetuneConfig:
     """Stage 2. The defaults are the paper's; ``tasks`` empty means every task of the data set.
+
+    ``warmup``, ``start_lr`` and ``end_lr`` belong to the cosine schedule; poly falls from ``lr`` to 0 by ``power``.
 
     ``alpha`` weighs the cached (or online) teacher loss; at 0 no teacher features are read. ``stem_lr_scale``
     multiplies the rate of everything that stage 1 trained.
@@ -249,6 +278,8 @@ class FinetuneConfig:
     stem_lr_scale: float = 1.0
     schedule: Literal["poly", "cosine"] = "poly"
     power: float = 0.9
+    start_lr: float = _START_LR
+    end_lr: float = 0.0
     warmup: float = 0.0
     weight_decay: float = 1e-6
     clip: float = 10.0
@@ -264,8 +295,12 @@ class FinetuneConfig:
         _positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
         _not_negative("finetune", {"alpha": self.alpha, "weight_decay": self.weight_decay, "clip": self.clip})
         _fraction("finetune.warmup", self.warmup)
-        if self.warmup and self.schedule == "poly":
-            raise ValueError("finetune.warmup: the poly schedule has none; drop it or set schedule to cosine")
+        if self.schedule == "cosine":
+            _rates("finetune", lr=self.lr, start=self.start_lr, end=self.end_lr)
+            return
+        changed = {"warmup": self.warmup != 0, "start_lr": self.start_lr != _START_LR, "end_lr": self.end_lr != 0}
+        for name in (name for name, given in changed.items() if given):
+            raise ValueError(f"finetune.{name}: the poly schedule has none; drop it or set schedule to cosine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -307,7 +342,10 @@ class RunConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Study:
-    """Everything that one run depends on."""
+    """Everything that one run depends on.
+
+    ``seed`` decides initial weights, batches and noise; what is in the store follows the seeds under ``data``.
+    """
 
     seed: int = 0
     store: str = "runs/store"
@@ -323,6 +361,8 @@ class Study:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be 1 or more, or null for torch's choice, got {self.threads}")
         unknown = [name for name in self.student.teachers or () if name not in self.teachers]
         if unknown:
             raise ValueError(f"student.teachers names {unknown}, but the recipe's teachers are {sorted(self.teachers)}")
@@ -332,6 +372,12 @@ class Study:
             raise ValueError("distill needs at least one teacher under teachers:")
         if self.finetune and not self.data.finetune:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
+        for stage, data in (("distill", self.data.distill), ("finetune", self.data.finetune)):
+            if getattr(self, stage) and data and self.data.eval and data.source.overlaps(self.data.eval.source):
+                raise ValueError(
+                    f"data.eval.source and data.{stage}.source are the same images ({data.source.name}, split"
+                    f" {data.source.split}), but scores need held-out ones; give eval another split, root or seed"
+                )
 
     @property
     def student_teachers(self) -> tuple[str, ...]:

@@ -100,6 +100,8 @@ class Loader:
         self._device = device or torch.device("cpu")
         self._samples = _Samples(view_set, tasks, {})
         self._usable = view_set.usable_rows()
+        self._mask = np.zeros(view_set.spec.rows, dtype=bool)
+        self._mask[self._usable] = True
         self._cycle: tuple[int, NDArray[np.int64]] = (-1, self._usable)
         self.steps_per_cycle = len(self._usable) // batch
         if self.steps_per_cycle == 0:
@@ -114,7 +116,7 @@ class Loader:
         if self._cycle[0] != cycle:
             spec = self._view_set.spec
             order = epoch_rows(spec.rows, spec.rows_per_shard, seed=self._seed, epoch=cycle, window=_WINDOW)
-            self._cycle = (cycle, order[np.isin(order, self._usable)])
+            self._cycle = (cycle, order[self._mask[order]])
         return self._cycle[1][index * self._batch : (index + 1) * self._batch]
 
     def batches(self, start: int, stop: int, /) -> Generator[Batch, None, None]:
@@ -158,10 +160,19 @@ class Loader:
         rows = self.rows(step)
         pixels, labels = to_tensors(self._samples.get(rows.tolist()))
         encoded = self._targets.read(rows) if self._targets else {}
-        if self._device.type == "cuda":
-            pixels = pixels.pin_memory()
-        return Batch(step, rows, pixels, labels, encoded)
+        batch = Batch(step, rows, pixels, labels, encoded)
+        return _pinned(batch) if self._device.type == "cuda" else batch
 
     def _to_device(self, batch: Batch) -> Batch:
         labels = {task: label.to(self._device, non_blocking=True) for task, label in batch.labels.items()}
         return batch._replace(pixels=batch.pixels.to(self._device, non_blocking=True), labels=labels)
+
+
+def _pinned(batch: Batch) -> Batch:
+    """A batch in page-locked memory: only from there are copies to the device asynchronous."""
+    encoded = {
+        name: [{part: tensor.pin_memory() for part, tensor in level.items()} for level in levels]
+        for name, levels in batch.encoded.items()
+    }
+    labels = {task: label.pin_memory() for task, label in batch.labels.items()}
+    return batch._replace(pixels=batch.pixels.pin_memory(), labels=labels, encoded=encoded)

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Protocol
 
 import torch
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 from torch import Tensor, nn
 
 from pipeline.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -25,9 +25,14 @@ from pipeline.config import TrackConfig
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.loader import Batch, Loader
 from pipeline.runtime import autocast
-from pipeline.tracking import CONSOLE, MetricsLog, progress_bar
+from pipeline.tracking import CONSOLE, MetricsLog, ProgressBar, progress_bar
 
-__all__ = ["Interrupted", "TrainPlan", "train"]
+__all__ = ["TRAINING", "Interrupted", "TrainPlan", "train"]
+
+# Raise it whenever the same configuration, views and targets would train to other weights: a change of the networks,
+# their start, the losses, the schedules, the order of rows or the optimiser. Stages that older code finished are then
+# made anew, not taken for results of this code.
+TRAINING = 1
 
 
 class LossFunction(Protocol):
@@ -126,7 +131,7 @@ class _Run:
     device: torch.device
     optimizer: torch.optim.AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
-    grad_norm: float = field(init=False, default=0.0)
+    grad_norm: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         groups = [{"params": list(parameters), "factor": factor} for parameters, factor in self.plan.groups]
@@ -138,7 +143,7 @@ class _Run:
         path = latest_checkpoint(self.folder / "checkpoints")
         if path is None:
             return 0
-        return load_checkpoint(path, self.model, self.optimizer, scaler=self.scaler).step
+        return load_checkpoint(path, self.model, self.optimizer, scaler=self.scaler)
 
     def save(self, done: int) -> None:
         """Checkpoint after ``done`` steps."""
@@ -156,8 +161,8 @@ class _Run:
         torch.autograd.backward(self.scaler.scale(named["total"]))
         if self.plan.clip > 0:
             self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
-            self.grad_norm = float(norm)
+            # Kept on the device: reading it here would make every step wait for the device.
+            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return named
@@ -171,7 +176,7 @@ class _Run:
                 f"step {step + 1}: loss {', '.join(wrong)} is not finite; lower the learning rate or set clip,"
                 f" then delete {self.folder} to start over"
             )
-        extra = {"grad_norm": self.grad_norm} if self.plan.clip > 0 else {}
+        extra = {} if self.grad_norm is None else {"grad_norm": float(self.grad_norm)}
         return {**values, "lr": self.plan.rate(step), **extra}
 
 
@@ -179,7 +184,7 @@ class _Run:
 class _Meter:
     """Images a second and the share of time spent waiting for data, since the last reading."""
 
-    bar: Progress
+    bar: ProgressBar
     shown: TaskID
     images: int = 0
     waited: float = 0.0
@@ -200,7 +205,7 @@ class _Meter:
         self.images += images
         spent = max(time.perf_counter() - self.since, 1e-9)
         note = f"{self.images / spent:.0f} images/s, {100 * self.waited / spent:.0f} % waiting for data"
-        self.bar.update(self.shown, advance=1, note=note)
+        self.bar.advance(self.shown, note=note)
 
     def read(self) -> dict[str, float]:
         """Speeds since the last reading."""

@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +24,7 @@ __all__ = ["Recipe", "RunPlan", "load_recipe", "parse_override", "plain", "recip
 
 T = TypeVar("T")
 
+_DEEPEST, _MOST = 32, 100_000
 _RECIPE_KEYS = ("name", "out", "runs", "baselines", "summary")
 _STUDY = TypeAdapter(Study)
 _RUNS = TypeAdapter(dict[str, RunConfig])
@@ -37,6 +38,19 @@ class _Loader(yaml.SafeLoader):
         first: [_FLOAT, *known] if first in "-+0123456789" else known
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Refuse a key that is given twice; YAML would keep the last and say nothing."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"key {key.value!r} is given twice; keep one", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
 
 
 class RunPlan(NamedTuple):
@@ -78,6 +92,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raw = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"{path}: no such recipe; the shipped ones are in workflows/") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: cannot be read as YAML: nested too deep") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     return recipe_from_mapping(raw, overrides=overrides, where=str(path))
@@ -91,7 +107,7 @@ def recipe_from_mapping(raw: object, *, overrides: Sequence[str] = (), where: st
     """
     if not isinstance(raw, dict):
         raise RecipeError(f"{where}: expected a mapping of keys at the top, got {type(raw).__name__}")
-    data: dict[str, object] = {key: _unshared(value) for key, value in raw.items()}
+    data: dict[str, object] = {str(key): value for key, value in _unshared(raw, where=where).items()}
     for override in overrides:
         key, value = parse_override(override)
         _set_dotted(data, key, value)
@@ -123,15 +139,17 @@ def parse_override(text: str, /) -> tuple[str, object]:
     """Split ``a.b=value``; the value is read as YAML, so ``null``, ``[1, 2]`` and ``0.5`` mean what they say.
 
     Raises:
-        RecipeError: No ``=``, an empty key, or a value that is not YAML.
+        RecipeError: No ``=``, an empty key, or a value that is not YAML or contains itself.
     """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise RecipeError(f"override {text!r}: expected key=value, for example distill.steps=100")
     try:
-        return key.strip(), _parse(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {text!r}: the value is not YAML") from error
+        parsed = _parse(value)
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = getattr(error, "problem", None) or "cannot be parsed"
+        raise RecipeError(f"override {text!r}: the value is not YAML ({reason})") from error
+    return key.strip(), _unshared({"": parsed}, where=f"override {key.strip()}")[""]
 
 
 def _parse(text: str) -> object:
@@ -181,11 +199,25 @@ def _expand(
     return plans
 
 
-def _unshared(value: object) -> object:
-    """Copy, with what YAML anchors made one object in several places as several: an override must change one place."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
+def _unshared(mapping: Mapping[object, object], *, where: str) -> dict[object, object]:
+    """Copy, with what YAML anchors made one object in several places as several: an override must change one place.
+
+    Raises:
+        RecipeError: Nested too deep or too large, as an alias that contains itself or doubles again and again is.
+    """
+    left = _MOST
+
+    def copied(value: object, depth: int) -> object:
+        nonlocal left
+        left -= 1
+        if depth > _DEEPEST or left < 0:
+            limit = f"expected at most {_DEEPEST} levels and {_MOST:,} values"
+            raise RecipeError(f"{where}: {limit}, got more; does an alias contain itself?")
+        if isinstance(value, dict):
+            return {key: copied(item, depth + 1) for key, item in value.items()}
+        return [copied(item, depth + 1) for item in value] if isinstance(value, list) else value
+
+    return {key: copied(value, 1) for key, value in mapping.items()}
 
 
 def _set_dotted(data: dict[str, object], key: str, value: object) -> None:

@@ -34,6 +34,7 @@ class RunResult:
     Units:
         delta: percent, by baseline.
         seconds: wall clock of each stage; a shared stage counts in every run that uses it.
+        parameters: of what inference keeps.
     """
 
     name: str
@@ -113,8 +114,7 @@ def _row(run: RunStages) -> RunResult:
         metrics |= {task: _floats(values) for task, values in scored.items()}
         trained = (stages.get("finetune") or stages["distill"]).record()
         counts = _floats(trained["parameters"])
-        # Aligners and output norms of unused teachers are dropped at inference; the count is what was trained last.
-        parameters += int(counts["total"])
+        parameters += _kept(counts)
         dataset = str(trained.get("dataset", ""))
     return RunResult(
         name=run.plan.name,
@@ -125,6 +125,12 @@ def _row(run: RunStages) -> RunResult:
         parameters=parameters,
         seconds=seconds,
     )
+
+
+def _kept(counts: Mapping[str, float]) -> int:
+    """Parameters that inference keeps: aligners serve distillation alone, and so do a plain student's norms."""
+    norms = 0 if counts["paths"] else counts["norms"]
+    return int(counts["total"] - counts["aligners"] - norms)
 
 
 def _delta(row: RunResult, baseline: RunResult) -> float:

@@ -6,20 +6,28 @@ another one, and ``stage.json``, written last, says that it is complete.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from pipeline.errors import PipelineError
-from pipeline.runtime import versions
+from pipeline.runtime import device_name, versions
 from store.fingerprint import fingerprint
 
 __all__ = ["StageDir", "read_json", "write_json"]
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class StageDir:
         return (self.path / "stage.json").exists()
 
     def record(self) -> dict[str, object]:
-        """What a finished stage recorded: inputs, seconds, versions.
+        """What a finished stage recorded: inputs, seconds, device, versions.
 
         Raises:
             PipelineError: The stage is not finished, or its record is damaged.
@@ -57,9 +65,25 @@ class StageDir:
         return read_json(self.path / "stage.json")
 
     @contextmanager
-    def work(self) -> Iterator[dict[str, object]]:
-        """Do the stage: what is put in the yielded mapping is recorded with it; time adds up over resumes."""
+    def work(self, *, device: torch.device) -> Iterator[dict[str, object]]:
+        """Do the stage: what is put in the yielded mapping is recorded with it; time adds up over resumes.
+
+        Raises:
+            PipelineError: Another process is at it, or has finished it since this one looked.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        with _alone(self.path):
+            if self.done():
+                raise PipelineError(f"{self.path}: another process has just finished it; run the same command again")
+            yield from self._work(device)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Delete the checkpoints of a finished stage: nothing resumes from them, and they outweigh all else."""
+        if self.done():
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def _work(self, device: torch.device) -> Iterator[dict[str, object]]:
         clock = self.path / "seconds.json"
         before = float(str(read_json(clock)["seconds"])) if clock.exists() else 0.0
         start = time.perf_counter()
@@ -69,8 +93,45 @@ class StageDir:
         finally:
             seconds = before + time.perf_counter() - start
             write_json(clock, {"seconds": seconds})
-        record = {"stage": self.stage, "inputs": self.inputs, "seconds": seconds, "versions": versions(), **extra}
+        made = {"device": device_name(device), "versions": versions()}
+        record = {"stage": self.stage, "inputs": self.inputs, "seconds": seconds, **made, **extra}
         write_json(self.path / "stage.json", record)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which goes with the process however that ends."""
+    path = folder / ".lock"
+    descriptor = _locked(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        # While it is still held: once it is free, the file may be another's.
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 32, 0).decode() or "unknown"
+            if error.errno in _NO_LOCKS:  # some network file systems; two runs at once are then the user's to avoid
+                return descriptor
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise PipelineError(
+                f"{path.parent}: process {holder} is working in it; wait for that to end, then run this again"
+            ) from error
+        # Its holder may have removed the file between the two calls: then this lock guards nothing.
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+        os.close(descriptor)
 
 
 def write_json(path: Path, data: Mapping[str, object], /) -> None:

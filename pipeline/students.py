@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import StudentConfig
 from sak.spec import StudentSpec
 from sak.student.model import Student, build_student
+from sak.student.stem import stem_width
 from sak.weights import sha256_file
 
 __all__ = ["Normalise", "make_student", "student_identity", "student_spec"]
@@ -49,7 +48,7 @@ def student_spec(
             and are given with an empty tuple.
         tasks: Task to the channels of its output; empty in stage 1.
     """
-    own = _stem_width(config)
+    own = stem_width(config.stem, overrides=config.overrides)
     full = {name: levels or (own,) * 4 for name, levels in widths.items()}
     aligned = any(widths.values())
     needed = any(width != own for levels in full.values() for width in levels)
@@ -80,11 +79,3 @@ def make_student(config: StudentConfig, spec: StudentSpec, /, *, seed: int, load
 def student_identity(config: StudentConfig, /) -> dict[str, object]:
     """What a result depends on beyond the configuration itself: the bytes of the stem's weights."""
     return {"checkpoint_sha256": sha256_file(Path(config.checkpoint)) if config.checkpoint else None}
-
-
-def _stem_width(config: StudentConfig) -> int:
-    if "embed_dim" in config.overrides:
-        return int(config.overrides["embed_dim"])
-    with torch.device("meta"):
-        model: Any = timm.create_model(config.stem, pretrained=False)
-        return int(model.num_features)

@@ -5,8 +5,9 @@ This is the seam between ``store`` (numpy, knows no torch) and ``sak`` (torch, k
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -16,16 +17,27 @@ from torch import Tensor
 from sak.teachers.identity import teacher_identity
 from sak.teachers.model import Teacher, load_teacher
 from sak.teachers.spec import TeacherSpec
-from store.codecs.registry import make_codec
+from store.codecs.registry import choose_codec
 from store.column import Column
-from store.errors import MissingColumnError
+from store.errors import MissingColumnError, StoreError
 from store.store import Store
 
-__all__ = ["CachedTargets", "Encoded", "OnlineTargets", "TargetSource", "find_column", "find_columns"]
+__all__ = [
+    "CachedTargets",
+    "CodecChoice",
+    "Encoded",
+    "OnlineTargets",
+    "TargetSource",
+    "codec_label",
+    "find_column",
+    "find_columns",
+]
 
 # teacher -> level -> part name -> tensor (B, ...): what crosses disk and PCIe
 Encoded = dict[str, list[dict[str, Tensor]]]
 Targets = dict[str, list[Tensor]]
+# as a recipe gives it: a name, or a mapping of name and options
+CodecChoice: TypeAlias = str | Mapping[str, object]
 
 
 class TargetSource(Protocol):
@@ -103,18 +115,41 @@ class OnlineTargets:
             return {name: teacher(pixels_BCHW) for name, teacher in self._teachers.items()}
 
 
-def find_column(store: Store, spec: TeacherSpec, /, *, view_set: str, codec: str) -> Column | None:
-    """The stored column of this very teacher, view set and codec, found by identity without building the teacher."""
-    identity, wanted = teacher_identity(spec), make_codec(codec).to_json()
-    for column in store.columns(view_set):
-        found = column.spec
-        if found.teacher == spec.name and dict(found.identity) == identity and found.codec.to_json() == wanted:
+def codec_label(codec: CodecChoice, /) -> str:
+    """A codec in words: ``int8``, or ``fp16 (clip: True)``."""
+    if isinstance(codec, str):
+        return codec
+    options = ", ".join(f"{name}: {value}" for name, value in codec.items() if name != "name")
+    return f"{codec['name']} ({options})" if options else str(codec["name"])
+
+
+def find_column(store: Store, spec: TeacherSpec, /, *, view_set: str, codec: CodecChoice) -> Column | None:
+    """The stored column of this very teacher, view set and codec, found by identity without building the teacher.
+
+    Opens only columns of that teacher's name, so that damage elsewhere in the store is no obstacle.
+
+    Raises:
+        StoreError: No column is the one, and one that may have been is damaged.
+    """
+    identity, wanted = teacher_identity(spec), choose_codec(codec).to_json()
+    damage: StoreError | None = None
+    for name in store.column_names(view_set):
+        if not re.fullmatch(re.escape(spec.name) + "-[0-9a-f]{16}", name):
+            continue
+        try:
+            column = store.column(view_set, name)
+        except StoreError as error:
+            damage = error
+            continue
+        if dict(column.spec.identity) == identity and column.spec.codec.to_json() == wanted:
             return column
+    if damage is not None:
+        raise damage
     return None
 
 
 def find_columns(
-    store: Store, specs: Sequence[TeacherSpec], /, *, view_set: str, codec: str, hint: str
+    store: Store, specs: Sequence[TeacherSpec], /, *, view_set: str, codec: CodecChoice, hint: str
 ) -> dict[str, Column]:
     """Complete columns of several teachers.
 
@@ -122,12 +157,12 @@ def find_columns(
         MissingColumnError: A column is absent or incomplete; the message names it and the command that makes it.
     """
     found: dict[str, Column] = {}
-    known = view_set in (views.name for views in store.view_sets())
+    known = view_set in store.view_set_names()
     for spec in specs:
         column = find_column(store, spec, view_set=view_set, codec=codec) if known else None
         if column is None or column.missing_parts():
             state = "absent" if column is None else f"incomplete ({len(column.missing_parts())} shards missing)"
-            what = f"the {codec} column of teacher {spec.name} over view set {view_set}"
+            what = f"the {codec_label(codec)} column of teacher {spec.name} over view set {view_set}"
             raise MissingColumnError(f"store {store.root.path}: {what} is {state}; make it with: {hint}")
         column.check_join(store.view_set(view_set))
         found[spec.name] = column

@@ -1,42 +1,111 @@
-"""What a stage leaves for people to read: JSON lines, TensorBoard events and a progress bar.
+"""What a stage leaves for people to read: JSON lines, TensorBoard events, and a progress bar or progress lines.
 
 ``metrics.jsonl`` holds only what the recipe determines, so that a resumed run's file equals an uninterrupted one's;
-speeds go to TensorBoard and to the progress bar.
+speeds go to TensorBoard and to the progress shown.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["CONSOLE", "MetricsLog", "progress_bar", "read_metrics"]
+__all__ = ["CONSOLE", "MetricsLog", "ProgressBar", "progress_bar", "read_metrics"]
+
+_LINE_SECONDS = 30.0
 
 # No markup: paths and names may hold brackets. Lines are not folded: what a log is searched for must stay on one line.
 CONSOLE = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def progress_bar(unit: str, /) -> Progress:
-    """A bar with count, rate (``{task.fields[rate]}``), elapsed time and ETA; silent when output is no terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit + " {task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=CONSOLE,
-        disable=not CONSOLE.is_terminal,
-    )
+class ProgressBar:
+    """Progress of one task: a bar on a terminal; elsewhere, as in a batch job's log, a plain line now and then.
+
+    The first line comes after 30 s, so that short work prints none, and later ones no more often than that.
+
+    Args:
+        unit: What is counted; named after the count, and in the rate where no other note is given.
+    """
+
+    def __init__(self, unit: str, /) -> None:
+        self._unit = unit
+        self._plain = not CONSOLE.is_terminal
+        self._started = self._printed = monotonic()
+        self._first = 0.0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit + " {task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=CONSOLE,
+            disable=self._plain,
+        )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._bar.stop()
+
+    def add_task(self, label: str, *, total: int | None, completed: int = 0, note: str = "") -> TaskID:
+        """Begin the task; rate and ETA count from here, not from what a run before this one did."""
+        self._started = self._printed = monotonic()
+        self._first = completed
+        return self._bar.add_task(label, total=total, completed=completed, note=note)
+
+    def advance(self, task: TaskID, count: float = 1, *, note: str = "") -> None:
+        """Count further; ``note`` takes the place of the rate."""
+        self.update(task, completed=self._task(task).completed + count, note=note)
+
+    def update(self, task: TaskID, *, completed: float, total: int | None = None, note: str = "") -> None:
+        """Set the count; ``note`` takes the place of the rate."""
+        spent = max(monotonic() - self._started, 1e-9)
+        rate = (completed - self._first) / spent
+        note = note or f"{rate:.3g} {self._unit}/s"
+        self._bar.update(task, completed=completed, total=total, note=note)
+        if self._plain and monotonic() - self._printed >= _LINE_SECONDS:
+            self._printed = monotonic()
+            self._print(task, note=note, rate=rate)
+
+    def _print(self, task: TaskID, *, note: str, rate: float) -> None:
+        now = self._task(task)
+        left = (now.total - now.completed) / rate if now.total and rate > 0 else None
+        count = f"{now.completed:.0f}/{now.total:.0f}" if now.total else f"{now.completed:.0f}"
+        eta = "" if left is None else f", ETA {timedelta(seconds=round(left))}"
+        CONSOLE.print(f"{now.description}: {count} {self._unit}, {note}{eta}")
+
+    def _task(self, task: TaskID) -> Task:
+        return self._bar.tasks[self._bar.task_ids.index(task)]
+
+
+def progress_bar(unit: str, /) -> ProgressBar:
+    """A ``ProgressBar``: count, rate and ETA on standard error."""
+    return ProgressBar(unit)
 
 
 class MetricsLog:

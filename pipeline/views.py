@@ -170,20 +170,6 @@ class ViewDraw:
         """The box in pixels of the scaled image."""
         return Box(self.top, self.left, self.box_height, self.box_width)
 
-    @property
-    def source_box(self) -> tuple[float, float, float, float]:
-        """Top, left, height and width of the box in pixels of the source image, for cropping feature maps."""
-        height, width = self._scaled_size()
-        down, across = self.source_height / height, self.source_width / width
-        return self.top * down, self.left * across, self.box_height * down, self.box_width * across
-
-    @property
-    def valid(self) -> Box:
-        """Part of the view that shows the image; the rest is padding."""
-        if self.kind in _FULL_SIZE_KINDS:
-            return transforms.pad_box((self.box_height, self.box_width), outer=(self.height, self.width))
-        return Box(0, 0, self.height, self.width)
-
     def to_dict(self) -> dict[str, int | float | bool | str]:
         """Flat dict for a Parquet struct or JSON."""
         return asdict(self)

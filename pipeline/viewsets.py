@@ -9,7 +9,9 @@ import dataclasses
 import multiprocessing
 import os
 import threading
+import time
 from functools import lru_cache
+from pathlib import Path
 
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.errors import BadImageError
@@ -17,13 +19,15 @@ from pipeline.images.registry import open_source
 from pipeline.images.sample import ImageSource
 from pipeline.pixels import encode_sample
 from pipeline.views import apply_view, draw_view
-from store.fingerprint import fingerprint
 from store.order import row_samples
 from store.rows import ViewRow
 from store.spec import ViewSetSpec
 from store.store import Store
 
-__all__ = ["cached_source", "end_with_parent", "make_part", "view_set_spec"]
+__all__ = ["VIEWS", "cached_source", "end_with_parent", "make_part", "view_set_spec", "view_size"]
+
+# Raise it whenever the same configuration and source would give other rows: other draws, pixels, labels, encodings.
+VIEWS = 1
 
 
 @lru_cache(maxsize=8)
@@ -39,32 +43,33 @@ def cached_source(config: SourceConfig, /) -> ImageSource:
     )
 
 
-def view_set_spec(data: DataConfig, /, *, labels: bool, seed: int) -> ViewSetSpec:
-    """The view set that this data configuration means; its name ends in a digest of everything that shapes it."""
+def view_set_spec(data: DataConfig, /, *, labels: bool) -> ViewSetSpec:
+    """The view set that this data configuration means; its name ends in a digest of everything that shapes it.
+
+    No training seed is in it: studies that differ in theirs read the same rows, and so the same columns.
+    """
     source = cached_source(data.source)
-    content: dict[str, object] = {
-        "source": {"name": data.source.name, "split": data.source.split, "fingerprint": source.fingerprint()},
-        "view": data.view.to_json(),
-        "images": len(source.keys()),
-        "views": data.views,
-        "rows_per_shard": data.rows_per_shard,
-        "order_seed": seed,
-        "seed": seed,
-        "dataset": source.dataset if labels else "",
-        "tasks": list(source.tasks) if labels else [],
-    }
-    return ViewSetSpec(
-        name=f"{data.source.name}-{data.source.split}-{data.view.kind}-{fingerprint(content)[:8]}",
-        source={"name": data.source.name, "split": data.source.split, "fingerprint": source.fingerprint()},
+    about = {"name": data.source.name, "split": data.source.split, "fingerprint": source.fingerprint()}
+    kind = f"{data.source.name}-{data.source.split}-{data.view.kind}"
+    spec = ViewSetSpec(
+        name=kind,
+        source=about | {"views": VIEWS},
         view=data.view.to_json(),
         images=len(source.keys()),
         views=data.views,
         rows_per_shard=data.rows_per_shard,
-        order_seed=seed,
-        seed=seed,
+        order_seed=data.seed,
+        seed=data.seed,
         dataset=source.dataset if labels else "",
         tasks=tuple(source.tasks) if labels else (),
     )
+    return dataclasses.replace(spec, name=f"{kind}-{spec.fingerprint[:8]}")
+
+
+def view_size(spec: ViewSetSpec, /) -> tuple[int, int]:
+    """Height and width of a view set's images."""
+    height, width = spec.view["size"]
+    return int(height), int(width)
 
 
 def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
@@ -74,6 +79,7 @@ def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
         BadImageError: An image or label cannot be decoded and ``data.on_error`` is ``stop``. With ``skip`` the row is
             recorded with its reason and left out by every reader.
     """
+    start = time.perf_counter()
     view_set = Store.open(root).view_set(name)
     spec = view_set.spec
     source, keys = cached_source(data.source), cached_source(data.source).keys()
@@ -86,9 +92,15 @@ def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
         except BadImageError as error:
             if data.on_error == "stop":
                 raise BadImageError(f"{error}; mend or remove it, or set on_error: skip to leave it out") from error
-            rows.append(ViewRow(row=row, key=keys[image], view=view, files={}, error=str(error)))
-    view_set.write_part(part, rows)
+            rows.append(ViewRow(row=row, key=keys[image], view=view, files={}, error=_reason(error, data.source)))
+    view_set.write_part(part, rows, seconds=time.perf_counter() - start)
     return len(rows)
+
+
+def _reason(error: BadImageError, source: SourceConfig) -> str:
+    """Why a row is left out, with paths below the source's folder: equal data give equal stores wherever they lie."""
+    root = Path(source.root or "").expanduser()
+    return str(error) if root == Path() else str(error).replace(f"{root}{os.sep}", "")
 
 
 def end_with_parent() -> None:

@@ -6,7 +6,7 @@ import math
 
 from sak.errors import SakError
 
-__all__ = ["constant", "poly", "reference_step", "warmup_cosine"]
+__all__ = ["poly", "reference_step", "warmup_cosine"]
 
 
 def warmup_cosine(
@@ -42,16 +42,6 @@ def poly(step: int, *, total: int, peak: float, power: float = 0.9) -> float:
     """
     _check(step, total=total)
     return float(peak * max(1 - step / total, 0.0) ** power)
-
-
-def constant(step: int, *, total: int, peak: float) -> float:
-    """Stay at ``peak``.
-
-    Raises:
-        SakError: ``total`` is not positive, or a negative step.
-    """
-    _check(step, total=total)
-    return peak
 
 
 def reference_step(step: int, /) -> int:

@@ -211,15 +211,26 @@ def save_weights(path: Path, state: Mapping[str, Tensor], /, *, metadata: Mappin
     The same tensors and metadata always give the same bytes.
 
     Raises:
-        CheckpointError: ``path`` does not end in .safetensors.
+        CheckpointError: ``path`` does not end in .safetensors, or cannot be written, as on a full disk.
     """
     if path.suffix != _SAFETENSORS:
         raise CheckpointError(f"checkpoint {path}: expected the suffix {_SAFETENSORS}, got {path.suffix!r}; rename it")
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Copies, because safetensors refuses tensors that share memory, as tied weights and views do.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     # One entry only: the header keeps several in no fixed order, and equal weights shall be equal bytes.
     text = json.dumps(dict(metadata or {}), sort_keys=True, ensure_ascii=False)
+    try:
+        _write_atomically(path, tensors, text)
+    # safetensors wraps what the operating system says in its own type.
+    except (SafetensorError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(
+            f"{path}: cannot be written ({reason}); check the path, its permissions and the space on its disk"
+        ) from error
+
+
+def _write_atomically(path: Path, tensors: dict[str, Tensor], text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.codecs.base import Array
-from store.commits import CommitLog, PartCommit, Summary, digest_objects
+from store.commits import CommitLog, PartCommit, Summary
 from store.errors import FormatError, MissingRowsError, StoreError
 from store.fingerprint import digest_keys
 from store.layout import LevelArray, level_arrays, load_column
@@ -93,20 +93,20 @@ class Column:
                 f"rows {view_commit.start} to {view_commit.stop - 1}, in order"
             )
         rows_per_shard = self.view_set.spec.rows_per_shard
-        objects = {
-            array.chunk(part): encode_shard(values, rows_per_shard=rows_per_shard)
-            for array, values in self._checked(part, levels, rows=len(view_commit.rows))
-        }
+        checked = self._checked(part, levels, rows=len(view_commit.rows))
         commit = PartCommit(
             owner=self.folder,
             part=part,
             start=view_commit.start,
             stop=view_commit.stop,
             keys_sha256=digest,
-            objects=digest_objects(objects),
+            objects={},
             excluded=view_commit.excluded,
             view_commit=view_commit.digest(),
             stats=stats or {},
+        )
+        objects = (
+            (array.chunk(part), encode_shard(values, rows_per_shard=rows_per_shard)) for array, values in checked
         )
         return self.commits.publish(commit, objects=objects, seconds=seconds)
 
@@ -180,7 +180,7 @@ class Column:
             problem = f"made from other images than those of view set {view_set.name}"
         else:
             return
-        raise FormatError(f"{self.folder} part {part}: {problem}; discard the part and extract it again")
+        raise FormatError(f"{self.folder} part {part}: {problem}; run sak store discard on it and extract it again")
 
     def summary(self) -> Summary:
         """Rows, parts, bytes, seconds and averaged stats so far."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from store.document import MAX_DOCUMENT_BYTES, parse_document, render_document
@@ -187,8 +187,12 @@ class CommitLog:
             raise MissingRowsError(f"{self._folder}: rows {shown}{more} are not committed; {self._hint}")
         return [commit for commit in found.values() if commit is not None]
 
-    def publish(self, commit: PartCommit, /, *, objects: Mapping[str, bytes], seconds: float) -> PartCommit:
+    def publish(self, commit: PartCommit, /, *, objects: Iterable[tuple[str, bytes]], seconds: float) -> PartCommit:
         """Write a part's objects, then its cost, then its record; the first of several writers wins.
+
+        Args:
+            commit: The record without its objects.
+            objects: Paths and contents, taken and written one at a time: an iterator need not hold them all at once.
 
         Returns:
             The record that stands.
@@ -200,8 +204,11 @@ class CommitLog:
             standing = self.find(commit.part)
             if standing is not None:
                 return standing
-            for relative, data in objects.items():
+            digests: dict[str, ObjectDigest] = {}
+            for relative, data in objects:
                 self._root.write_atomic(f"{self._folder}/{relative}", data)
+                digests |= digest_objects({relative: data})
+            commit = replace(commit, objects=digests)
             # The cost differs from run to run, so it stays out of the record.
             cost = render_document("cost", {"seconds": round(float(seconds), 3), "host": socket.gethostname()})
             self._root.write_atomic(self.cost_path(commit.part), cost)
@@ -248,7 +255,7 @@ class CommitLog:
 
 
 def digest_objects(objects: Mapping[str, bytes], /) -> dict[str, ObjectDigest]:
-    """Digests of a part's files."""
+    """Digests of files."""
     return {path: ObjectDigest(sha256=digest_bytes(data), size=len(data)) for path, data in objects.items()}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -31,9 +32,9 @@ def image_permutation(images: int, *, order_seed: int) -> NDArray[np.int64]:
     """Order of the images within every view.
 
     Shapes:
-        returns: ``(images,)``; row ``view * images + i`` holds image ``perm[i]``.
+        returns: ``(images,)``, read-only; row ``view * images + i`` holds image ``perm[i]``.
     """
-    return _permutation(images, "images", order_seed)
+    return _image_order(images, order_seed)
 
 
 def row_samples(spec: ViewSetSpec, /, *, rows: Sequence[int] | NDArray[np.int64]) -> RowSamples:
@@ -72,6 +73,14 @@ def epoch_rows(rows: int, rows_per_shard: int, *, seed: int, epoch: int, window:
         inside = inside[inside < rows]
         windows.append(inside[_permutation(len(inside), "rows", seed, epoch, first)])
     return np.concatenate(windows) if windows else np.empty(0, dtype=np.int64)
+
+
+@lru_cache(maxsize=4)
+def _image_order(images: int, order_seed: int) -> NDArray[np.int64]:
+    # Kept, because every part asks for it and sorting all images of a large set takes a good part of a second.
+    order = _permutation(images, "images", order_seed)
+    order.flags.writeable = False
+    return order
 
 
 def _permutation(size: int, *key: str | int) -> NDArray[np.int64]:

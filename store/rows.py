@@ -129,7 +129,7 @@ def parse_index(data: bytes, /, *, where: str) -> tuple[IndexRow, ...]:
         if sum(group.total_byte_size for group in groups) > _MAX_INDEX_BYTES:
             raise CorruptShardError(f"{where}: expected an index of at most {_MAX_INDEX_BYTES} bytes unpacked")
         return tuple(_index_row(row) for row in file.read().to_pylist())
-    except (pa.ArrowException, OSError, KeyError, TypeError, AttributeError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise CorruptShardError(f"{where}: not a part's index ({error}); run sak store verify") from error
 
 

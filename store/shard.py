@@ -1,9 +1,9 @@
 """Zarr v3 sharded arrays, one inner chunk per row, written and read without zarr's machinery.
 
 The files are plain Zarr v3 (``sharding_indexed`` with ``bytes``, ``zstd``, ``crc32c`` inside and an index with its own
-``crc32c`` at the end), and zarr and zarrs read them. Random rows are read here directly because a batch of 32 rows of
-four int8 levels then costs a seventh of what the fastest zarr pipeline takes, and because a missing shard can then
-never come back as fill values.
+``crc32c`` at the end), and zarr and zarrs read them. Random rows are read here directly because a batch of them then
+takes a third of what it takes the faster zarr pipeline (docs/studies/store_read.md), and because a missing shard can
+then never come back as fill values.
 """
 
 from __future__ import annotations

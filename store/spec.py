@@ -154,11 +154,6 @@ class ColumnSpec:
         return f"{self.teacher}-{self.fingerprint}"
 
     @property
-    def encoded_bytes_per_row(self) -> int:
-        """Bytes of one row's stored arrays before the byte codec."""
-        return sum(part.row_bytes for level in self.levels for part in self.codec.parts(level).values())
-
-    @property
     def fp16_bytes_per_row(self) -> int:
         """Bytes the same row would take as plain float16, the yardstick for every codec."""
         return sum(2 * level.values for level in self.levels)

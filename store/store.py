@@ -66,10 +66,28 @@ class Store:
         target.clean(None)
         return cls.open(path, options=options)
 
-    def view_sets(self) -> tuple[ViewSet, ...]:
-        """All view sets, by name."""
+    def view_set_names(self) -> tuple[str, ...]:
+        """Names of all view sets, sorted; opens none, so that damage to one hides no other."""
         names = self.root.names("views")
-        return tuple(self.view_set(name) for name in names if self.root.exists(f"views/{name}/view_set.json"))
+        return tuple(name for name in names if self.root.exists(f"views/{name}/view_set.json"))
+
+    def column_names(self, view_set: str) -> tuple[str, ...]:
+        """Names of a view set's columns, sorted; opens none. Empty where there is no such view set.
+
+        Raises:
+            FormatError: The name is not safe.
+        """
+        folder = f"columns/{check_name(view_set, what='view set name')}"
+        names = self.root.names(folder)
+        return tuple(name for name in names if self.root.exists(f"{folder}/{name}/column.json"))
+
+    def view_sets(self) -> tuple[ViewSet, ...]:
+        """All view sets, by name.
+
+        Raises:
+            StoreError: One of them is damaged.
+        """
+        return tuple(self.view_set(name) for name in self.view_set_names())
 
     def view_set(self, name: str) -> ViewSet:
         """One view set.
@@ -89,10 +107,11 @@ class Store:
 
         Raises:
             MissingColumnError: There is no such view set.
+            StoreError: One of them is damaged.
         """
         views = self.view_set(view_set)
         return tuple(
-            Column(self.root, name, view_set=views, options=self._options) for name in self._column_names(view_set)
+            Column(self.root, name, view_set=views, options=self._options) for name in self.column_names(view_set)
         )
 
     def column(self, view_set: str, name: str) -> Column:
@@ -104,22 +123,13 @@ class Store:
         """
         check_name(name, what="column name")
         views = self.view_set(view_set)
-        found = self._column_names(view_set)
+        found = self.column_names(view_set)
         if name not in found:
             raise MissingColumnError(
                 f"{self.root.path}: view set {view_set} has no column {name!r}, found {', '.join(found) or 'none'}; "
                 f"{self._options.hint}"
             )
         return Column(self.root, name, view_set=views, options=self._options)
-
-    def find_column(self, view_set: str, teacher: str, fingerprint: str) -> Column | None:
-        """The column of a teacher and fingerprint, or None.
-
-        Raises:
-            MissingColumnError: There is no such view set.
-        """
-        name = f"{teacher}-{fingerprint}"
-        return self.column(view_set, name) if name in self._column_names(view_set) else None
 
     def create_view_set(self, spec: ViewSetSpec, /) -> ViewSet:
         """Make a view set, or return the one there is; clears away what writers that died left.
@@ -188,10 +198,6 @@ class Store:
             column.check_join(column.view_set)
             result[name] = column.read_floats(rows, levels=levels)
         return result
-
-    def _column_names(self, view_set: str) -> list[str]:
-        folder = f"columns/{check_name(view_set, what='view set name')}"
-        return [name for name in self.root.names(folder) if self.root.exists(f"{folder}/{name}/column.json")]
 
 
 def _local_path(root: str | os.PathLike[str]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from store.column import Column
 from store.commits import PartCommit, part_name
@@ -18,13 +18,13 @@ from store.store import Store
 from store.tarball import scan_tar
 from store.viewset import ViewSet
 
-__all__ = ["Finding", "verify"]
+__all__ = ["Finding", "PartLocation", "locate_part", "verify"]
 
 Progress = Callable[[int, int], None]
 
 _PART_FILE = re.compile(
     r"(?P<folder>views/[^/]+|columns/[^/]+/[^/]+)/"
-    r"(?:(?:index|images|costs)/part-|level_\d+(?:_\w+)?/c/)(?P<part>\d{1,12})(?:[./].*)?"
+    r"(?:(?:index|images|costs|commits)/part-|level_\d+(?:_\w+)?/c/)(?P<part>\d{1,12})(?:[./].*)?"
 )
 _OWNED_FILE = re.compile(r"(?P<folder>views/[^/]+|columns/[^/]+/[^/]+)/.+")
 
@@ -34,13 +34,27 @@ class Finding:
     """One thing that is not as it should be, or worth knowing.
 
     ``rows`` are those that cannot be trusted, None where the file serves all rows or none. ``info`` is what a rerun or
-    another writer explains: unfinished parts and temporary files.
+    another writer explains: unfinished parts and temporary files. ``stray`` is a file that belongs to nothing.
     """
 
     path: str
     rows: range | None
     problem: str
     severity: Literal["error", "info"]
+    stray: bool = False
+
+
+class PartLocation(NamedTuple):
+    """A part of a view set or column: its owner's folder in the store, and its number."""
+
+    folder: str
+    part: int
+
+
+def locate_part(path: str, /) -> PartLocation | None:
+    """The part that a file belongs to, from its path in the store; None for a file of no single part."""
+    match = _PART_FILE.fullmatch(path)
+    return PartLocation(match["folder"], int(match["part"])) if match else None
 
 
 class _Audit:
@@ -53,8 +67,8 @@ class _Audit:
         self._left = set(self.files)
         self._progress = progress
 
-    def error(self, path: str, problem: str, *, rows: range | None = None) -> None:
-        self.findings.append(Finding(path=path, rows=rows, problem=problem, severity="error"))
+    def error(self, path: str, problem: str, *, rows: range | None = None, stray: bool = False) -> None:
+        self.findings.append(Finding(path=path, rows=rows, problem=problem, severity="error", stray=stray))
 
     def info(self, path: str, problem: str, *, rows: range | None = None) -> None:
         self.findings.append(Finding(path=path, rows=rows, problem=problem, severity="info"))
@@ -212,21 +226,21 @@ def _check_left(audit: _Audit) -> None:
     broken = {finding.path for finding in audit.findings}
     for path in audit.left():
         if audit.root.path.joinpath(path).is_symlink():
-            audit.error(path, "a link; only plain files belong in a store")
+            audit.error(path, "a link; only plain files belong in a store", stray=True)
         elif is_temporary(path.rsplit("/", 1)[-1]):
             audit.info(path, "temporary file of a writer that runs or died")
         elif not _records(path) <= present:
             audit.info(path, "belongs to something without a record yet; a rerun completes it")
         elif not _records(path) & broken:  # what a broken record would have listed is not worth a line each
-            audit.error(path, "no record accounts for this file")
+            audit.error(path, "no record accounts for this file", stray=True)
 
 
 def _records(path: str) -> set[str]:
     """Records whose writing comes after a file's own: while one is missing, an interrupted writer explains the file."""
     records = set()
-    part = _PART_FILE.fullmatch(path)
-    if part is not None:
-        records.add(f"{part['folder']}/commits/{part_name(int(part['part']))}.json")
+    part = locate_part(path)
+    if part is not None and "/commits/" not in path:
+        records.add(f"{part.folder}/commits/{part_name(part.part)}.json")
     owner = _OWNED_FILE.fullmatch(path)
     if owner is not None:
         records.add(f"{owner['folder']}/{'column' if path.startswith('columns/') else 'view_set'}.json")

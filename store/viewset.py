@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from store.commits import DEFAULT_HINT, CommitLog, PartCommit, Summary, digest_objects, part_name
+from store.commits import DEFAULT_HINT, CommitLog, PartCommit, Summary, part_name
 from store.document import MAX_DOCUMENT_BYTES, parse_document
 from store.errors import CorruptShardError, FormatError
 from store.fingerprint import canonical_json, digest_bytes, digest_keys
@@ -111,16 +111,16 @@ class ViewSet:
                 for suffix, data in sorted(row.files.items())
             )
             index.append(_index_row(row, entries))
-        objects = {_tar_path(part): tar.data, _index_path(part): render_index(index)}
         commit = PartCommit(
             owner=self.folder,
             part=part,
             start=rows[0].row,
             stop=rows[-1].row + 1,
             keys_sha256=digest_keys(row.key for row in rows),
-            objects=digest_objects(objects),
+            objects={},
             excluded=tuple(row.row for row in rows if row.error is not None),
         )
+        objects = [(_tar_path(part), tar.data), (_index_path(part), render_index(index))]
         return self.commits.publish(commit, objects=objects, seconds=seconds)
 
     def read_part(self, part: int) -> list[ViewRow]:
@@ -190,20 +190,12 @@ class ViewSet:
         """Sample keys of a part's rows, in order."""
         return tuple(row.key for row in self.index(part))
 
-    def key_digest(self, part: int) -> str:
-        """Digest of a part's ordered keys.
-
-        Raises:
-            MissingRowsError: The part is not committed.
-        """
-        return self.commits.require([part])[0].keys_sha256
-
     def usable_rows(self) -> NDArray[np.int64]:
         """Committed rows that have an image, ascending; shape ``(rows,)``."""
         rows = []
         for commit in self.commits.require(self.committed_parts()):
             part_rows = np.arange(commit.start, commit.stop, dtype=np.int64)
-            rows.append(part_rows[~np.isin(part_rows, np.array(commit.excluded, dtype=np.int64))])
+            rows.append(np.delete(part_rows, np.array(commit.excluded, dtype=np.int64) - commit.start))
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
     def summary(self) -> Summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+import cli
 from tests.sak_process import PHOTOS, RECIPE, Outcome, finished_run, sak, stage_folders, write_recipe
 
 
@@ -86,6 +88,8 @@ def column_shard(folder: Path) -> Path:
         (["export", "tiny.yaml", "--run", "both", "--out", "x.safetensors"], ["sak run tiny.yaml"]),
         (["export", "tiny.yaml", "--run", "split", "--out", "x.safetensors"], ["split/depth, split/edge"]),
         (["run", "tiny.yaml", "device=tpu"], ["device", "tpu", "auto, cpu or cuda"]),
+        (["run", "tiny.yaml", "student.stem=vit_nope"], ["no model 'vit_nope'"]),
+        (["run", "tiny.yaml", "student.overrides.num_heads=0"], ["num_heads", "correct the overrides"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -303,10 +307,59 @@ def test_flipped_byte_of_an_image_shard_is_found_and_refused(copy: Path) -> None
 def test_damaged_checkpoint_of_a_stage_is_named(copy: Path) -> None:
     stage = stage_folders(copy, "distill")[0]
     (stage / "stage.json").unlink()
-    newest = sorted((stage / "checkpoints").iterdir())[-1]
-    newest.write_bytes(newest.read_bytes()[:200])
+    newest = stage / "checkpoints/step-000000020.safetensors"
+    newest.parent.mkdir()
+    newest.write_bytes((stage / "student.safetensors").read_bytes()[:200])
     refused(sak("distill", "tiny.yaml", cwd=copy), newest.name, "delete it")
 
 
 def test_unknown_name_in_a_store(finished: Path) -> None:
     refused(sak("store", "info", "store", "nobody", cwd=finished), "nobody", "scenes-unlabeled-")
+
+
+def test_a_damaged_part_is_discarded_and_made_again(copy: Path) -> None:
+    shard = column_shard(copy)
+    before = shard.read_bytes()
+    flip(shard)
+    verdict = sak("store", "verify", "store", cwd=copy)
+    assert verdict.code == 1
+    (remedy,) = [line for line in verdict.out.splitlines() if line.startswith("remedy: ")]
+    command = remedy.removeprefix("remedy: sak ").split(",")[0].split()
+    assert command[:3] == ["store", "discard", "store"]
+    record = shard.parents[len(shard.relative_to(copy).parts) - 5] / "commits" / "part-00001.json"
+    planned = sak(*command, "--dry-run", cwd=copy)
+    assert (planned.code, planned.err) == (0, "")
+    assert planned.out.startswith("would discard part 1 of columns/scenes-unlabeled-")
+    assert record.exists()
+    assert sak(*command, cwd=copy).out.startswith("discarded part 1 of columns/scenes-unlabeled-")
+    assert not record.exists()
+    refused(sak(*command, cwd=copy), "expected a committed part, got 1")
+    assert sak("extract", "tiny.yaml", cwd=copy).code == 0
+    again = sak("store", "verify", "store", cwd=copy)
+    assert (again.code, again.out) == (0, "every committed byte is as recorded\n")
+    assert shard.read_bytes() == before
+
+
+def test_a_full_disk_is_one_line_even_without_a_file_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._explain(OSError(errno.ENOSPC, "No space left on device")) == 2
+    assert capsys.readouterr().err.startswith("sak: No space left on device; make room")
+    with pytest.raises(OSError, match="Bad file"):
+        cli._explain(OSError(errno.EBADF, "Bad file descriptor"))
+
+
+def test_faults_of_several_runs_are_told_before_any_work(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    changes = ["finetune.tasks=[flow]", "data.eval.view.size=24", "runs.labels.set={student.stem: vit_nope}"]
+    done = sak("run", "tiny.yaml", *changes, cwd=tmp_path)
+    head, *faults = done.err.splitlines()
+    assert (done.code, head) == (2, "sak: 3 faults, found before any work:")
+    assert [line.split(":")[0].strip() for line in faults] == ["both, labels", "data.eval.view.size", "labels"]
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_recipe_that_scores_or_trains_nothing_has_no_report_and_no_weights(finished: Path) -> None:
+    refused(sak("report", "tiny.yaml", "data.eval=null", cwd=finished), "eval needs data.eval")
+    nothing = ("distill=null", "finetune=null", "runs=null", "baselines=null")
+    refused(sak("report", "tiny.yaml", *nothing, cwd=finished), "eval needs a trained student")
+    export = ("export", "tiny.yaml", *nothing, "--run", "main", "--out", "x.safetensors")
+    refused(sak(*export, cwd=finished), "export needs a trained student")

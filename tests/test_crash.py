@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -30,6 +31,11 @@ def records(folder: Path) -> int:
 
 def checkpoints(folder: Path, stage: str) -> list[Path]:
     return sorted((folder / "out").glob(f"{stage}-*/checkpoints/step-*.safetensors"))
+
+
+def locks(folder: Path) -> list[Path]:
+    """Lock files of stages at work, once they name their process."""
+    return [path for path in (folder / "out").glob("distill-*/.lock") if path.read_bytes()]
 
 
 def store_bytes(folder: Path) -> dict[str, bytes]:
@@ -84,7 +90,7 @@ def test_killed_again_and_again_ends_as_if_nothing_had_happened(finished: Path, 
         assert code == -signal.SIGKILL
         assert wanted <= records(tmp_path) < total, "the kill came too late to test anything"
         assert sak("store", "verify", "store", cwd=tmp_path).code == 0
-    for stage, saved in (("distill", 1), ("distill", 6), ("finetune", 8), ("finetune", 20)):
+    for stage, saved in (("distill", 1), ("distill", 6), ("finetune", 8), ("finetune", 18)):
         mark = f"step-{saved:09d}.safetensors"
         code, _ = stop_when(
             lambda stage=stage, mark=mark: any(path.name >= mark for path in checkpoints(tmp_path, stage)),
@@ -163,3 +169,21 @@ def test_two_extractions_at_once_make_one_store(finished: Path, tmp_path: Path) 
         assert ended.code == 0, ended.err
     assert sak("store", "verify", "store", cwd=tmp_path).out == "every committed byte is as recorded\n"
     assert store_bytes(tmp_path) == store_bytes(finished)
+
+
+def test_two_trainings_at_once_are_one_and_a_refusal(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    finished_run(tmp_path_factory, tmp_path)
+    shutil.rmtree(tmp_path / "out")
+    first = SakProcess("distill", "tiny.yaml", cwd=tmp_path)
+    until(lambda: bool(locks(tmp_path)), process=first)
+    first.send(signal.SIGSTOP)
+    second = sak("distill", "tiny.yaml", cwd=tmp_path)
+    holder = locks(tmp_path)[0].read_text()
+    first.send(signal.SIGCONT)
+    assert second.code == 2
+    last = second.err.splitlines()[-1]
+    assert last.startswith("sak: out/distill-")
+    assert f"process {holder} is working in it" in last
+    assert "Traceback" not in second.err
+    assert first.wait().code == 0
+    assert sak("distill", "tiny.yaml", cwd=tmp_path).code == 0

@@ -85,8 +85,9 @@ def _split_folder(root: Path, split: str) -> Path:
     # A folder that has other splits must not hand its validation images out as training images.
     if split in _WHOLE and (split == "all" or not others):
         return root
-    found = f"it has {', '.join(others)}" if others else "it is not divided into splits: use split all"
-    raise DataError(f"{root}: has no folder {split!r}; {found}")
+    found = f"it has {', '.join(others)}" if others else "it is not divided into splits"
+    remedy = f"put the images of each split in a folder of its own, as in {root}/train and {root}/val"
+    raise DataError(f"{root}: has no folder {split!r}; {found}; {remedy}, or name another root")
 
 
 def _by_key(base: Path, root: Path) -> dict[str, Path]:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.morphology import thin
 
 from pipeline.errors import BadImageError, DataError
 from pipeline.images.files import (
@@ -143,6 +142,9 @@ class PascalContext:
 
 def map_edges(regions_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Boundaries of a region map: non-zero Laplacian, thinned to one pixel, as the published loaders compute them."""
+    # Imported here: it takes half a second, which every extraction worker of another data set would wait for nothing.
+    from skimage.morphology import thin
+
     padded = np.pad(regions_HW.astype(np.int64), 1, mode="reflect")
     around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
     thinned = thin(around != 4 * padded[1:-1, 1:-1])  # type: ignore[no-untyped-call]

@@ -11,14 +11,14 @@ from torch import Tensor
 from pipeline.config import DataConfig, DistillConfig, Study
 from pipeline.errors import PipelineError
 from pipeline.loader import Batch, Loader
-from pipeline.loop import TrainPlan, train
+from pipeline.loop import TRAINING, TrainPlan, train
 from pipeline.recipes import plain
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir
 from pipeline.students import Normalise, make_student, student_identity, student_spec
-from pipeline.targets import CachedTargets, OnlineTargets, TargetSource, find_columns
+from pipeline.targets import CachedTargets, OnlineTargets, TargetSource, codec_label, find_columns
 from pipeline.tracking import CONSOLE
-from pipeline.viewsets import view_set_spec
+from pipeline.viewsets import view_set_spec, view_size
 from sak.losses.distill import distill_loss
 from sak.schedules import warmup_cosine
 from sak.student.model import parameter_counts
@@ -57,7 +57,7 @@ def distill(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     device = pick_device(study.device)
     view_set = complete_views(study, data, labels=False, hint=hint)
     targets = target_source(study, view_set, kind=config.targets, device=device, hint=hint)
-    spec = student_spec(study.student, image_size=_view_size(view_set), widths=targets.widths, tasks={})
+    spec = student_spec(study.student, image_size=view_size(view_set.spec), widths=targets.widths, tasks={})
     student = make_student(study.student, spec, seed=study.seed, load_stem=True).to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed, targets=targets, device=device)
     steps = steps_of(config.steps, config.epochs, images=view_set.spec.images, batch=config.batch)
@@ -73,7 +73,7 @@ def distill(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     CONSOLE.print(
         f"{label}: distill {length_line(view_set, steps=steps, batch=config.batch)}; {config.targets} targets"
     )
-    with stage.work() as record:
+    with stage.work(device=device) as record:
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: distill")
@@ -88,9 +88,10 @@ def distill_dir(study: Study, out: Path, /, *, hint: str) -> StageDir:
     config, data = study.distill, study.data.distill
     assert config is not None
     assert data is not None
-    view_set = view_set_spec(data, labels=False, seed=study.seed).name
+    view_set = view_set_spec(data, labels=False).name
     about = plain(study.student) | student_identity(study.student)
     inputs = {
+        "training": TRAINING,
         "seed": study.seed,
         "views": view_set,
         "targets": target_identity(study, view_set, kind=config.targets, hint=hint),
@@ -107,9 +108,7 @@ def complete_views(study: Study, data: DataConfig, /, *, labels: bool, hint: str
         MissingColumnError: It is absent.
         PipelineError: It is incomplete; both name the command that completes it.
     """
-    view_set = Store.open(study.store, options=ReadOptions(hint=hint)).view_set(
-        view_set_spec(data, labels=labels, seed=study.seed).name
-    )
+    view_set = Store.open(study.store, options=ReadOptions(hint=hint)).view_set(view_set_spec(data, labels=labels).name)
     if view_set.missing_parts():
         lacks = f"{len(view_set.missing_parts())} of {view_set.spec.parts} shards"
         raise PipelineError(f"store {study.store}: view set {view_set.name} lacks {lacks}; complete it with: {hint}")
@@ -137,7 +136,7 @@ def _columns(study: Study, specs: Sequence[TeacherSpec], *, view_set: str, hint:
     codec = study.extract.codec
     if not Path(study.store).exists():
         names = ", ".join(spec.name for spec in specs)
-        what = f"the {codec} columns of teachers {names} over view set {view_set} are absent"
+        what = f"the {codec_label(codec)} columns of teachers {names} over view set {view_set} are absent"
         raise MissingColumnError(f"store {study.store}: there is none yet, so {what}; make them with: {hint}")
     store = Store.open(study.store, options=ReadOptions(hint=hint))
     return find_columns(store, specs, view_set=view_set, codec=codec, hint=hint)
@@ -178,8 +177,3 @@ def _plan(study: Study, config: DistillConfig, parameters: object, *, steps: int
         precision=config.precision,
         track=study.track,
     )
-
-
-def _view_size(view_set: ViewSet) -> tuple[int, int]:
-    height, width = view_set.spec.view["size"]
-    return int(height), int(width)

@@ -31,9 +31,12 @@ from sak.student.model import Student, StudentOutput, build_student
 from sak.weights import load_strict, load_weights
 from store.viewset import ViewSet
 
-__all__ = ["decode_predictions", "evaluate", "evaluate_dir", "trained_student"]
+__all__ = ["SCORING", "decode_predictions", "evaluate", "evaluate_dir", "trained_student"]
 
 Array = NDArray[np.generic]
+
+# Raise it whenever the same network and views would get other metrics, router weights or gallery arrays.
+SCORING = 1
 
 
 def evaluate(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
@@ -45,12 +48,8 @@ def evaluate(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     Raises:
         PipelineError: The last stage is not done, or the study has no ``data.eval``.
     """
-    data = study.data.eval
-    if data is None:
-        raise PipelineError("eval needs data.eval: images (with labels, to score tasks) and their views")
-    if study.finetune is None and study.distill is None:
-        raise PipelineError("eval needs a trained student: give the recipe distill, finetune or both")
-    stage = evaluate_dir(study, out, hint=hint)
+    stage, data = evaluate_dir(study, out, hint=hint), study.data.eval
+    assert data is not None
     if stage.done():
         CONSOLE.print(f"{label}: eval is done ({stage.path}), skipped")
         return stage
@@ -64,7 +63,7 @@ def evaluate(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     targets = target_source(study, view_set, kind=kind, device=device, hint=hint) if kind else None
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
     scorer = _Scorer(student, normalise, view_set, targets, _loss_kind(study))
-    with stage.work() as extra:
+    with stage.work(device=device) as extra:
         rows = view_set.usable_rows().tolist()
         metrics, gates = scorer.score(rows, batch=study.eval.batch, label=f"{label}: eval")
         write_json(stage.path / "metrics.json", metrics)
@@ -76,11 +75,19 @@ def evaluate(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
 
 
 def evaluate_dir(study: Study, out: Path, /, *, hint: str) -> StageDir:
-    """Where a score lives: a function of the trained network and of what it is scored on."""
-    assert study.data.eval is not None
+    """Where a score lives: a function of the trained network and of what it is scored on.
+
+    Raises:
+        PipelineError: The study trains nothing, or has no ``data.eval``.
+    """
+    if study.data.eval is None:
+        raise PipelineError("eval needs data.eval: images (with labels, to score tasks) and their views")
+    if study.finetune is None and study.distill is None:
+        raise PipelineError("eval needs a trained student: give the recipe distill, finetune or both")
     inputs = {
+        "scoring": SCORING,
         "trained": _last_stage(study, out, hint=hint).path.name,
-        "views": view_set_spec(study.data.eval, labels=study.finetune is not None, seed=study.seed).name,
+        "views": view_set_spec(study.data.eval, labels=study.finetune is not None).name,
         "eval": plain(study.eval),
     }
     return StageDir.of(out, "eval", inputs=inputs)

@@ -28,6 +28,8 @@ def export(study: Study, out: Path, path: Path, /, *, what: str, dtype: str, hin
     """
     if dtype not in DTYPES:
         raise PipelineError(f"export: dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if study.finetune is None and study.distill is None:
+        raise PipelineError("export needs a trained student: give the recipe distill, finetune or both")
     stage = finetune_dir(study, out, hint=hint) if study.finetune else distill_dir(study, out, hint=hint)
     if not stage.done():
         raise PipelineError(f"export: {stage.path} is not done; run: {hint}")

@@ -6,29 +6,34 @@ teacher is built only when some part of its column is missing.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config import DataConfig, ExtractConfig, Study
+from pipeline.errors import PipelineError
 from pipeline.loader import load_samples
 from pipeline.runtime import pick_device
 from pipeline.targets import find_column
 from pipeline.tensors import to_tensors
 from pipeline.tracking import CONSOLE, progress_bar
-from pipeline.viewsets import end_with_parent, make_part, view_set_spec
+from pipeline.viewsets import end_with_parent, make_part, view_set_spec, view_size
 from sak.teachers.identity import teacher_identity
 from sak.teachers.model import Teacher, load_teacher
 from sak.teachers.spec import TeacherSpec
-from store.codecs.registry import make_codec
+from store.codecs.base import Codec
+from store.codecs.registry import choose_codec
 from store.column import Column
 from store.spec import ColumnSpec, LevelSpec
 from store.store import Store
@@ -74,7 +79,7 @@ def extract(studies: Sequence[Study], /) -> None:
     for study in studies:
         device, store = pick_device(study.device), Store.create(study.store)
         for need in needs(study):
-            view_set = store.create_view_set(view_set_spec(need.data, labels=need.labels, seed=study.seed))
+            view_set = store.create_view_set(view_set_spec(need.data, labels=need.labels))
             worked = _views(store, view_set, need, config=study.extract)
             specs = [study.teachers[name].spec(name) for name in need.teachers]
             worked |= _columns(store, view_set, specs, config=study.extract, device=device)
@@ -120,6 +125,11 @@ def _parts_done(
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise PipelineError(
+                f"views {name}: a worker process was killed, most often for want of memory; lower extract.workers"
+                f" (now {workers}) or rows_per_shard and rerun: finished shards are kept"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -149,7 +159,7 @@ def _columns(
     for spec in specs:
         column = find_column(store, spec, view_set=view_set.name, codec=config.codec)
         if column is None or column.missing_parts():
-            writers.append(_writer(store, view_set, spec, codec=config.codec, device=device))
+            writers.append(_writer(store, view_set, spec, codec=choose_codec(config.codec), device=device))
     if not writers:
         return False
     parts = sorted(frozenset[int]().union(*(writer.missing for writer in writers)))
@@ -159,17 +169,17 @@ def _columns(
         total = sum(len(view_set.spec.part_rows(part)) * (part in w.missing) for part in parts for w in writers)
         shown = bar.add_task(f"extract {names}", total=total, note="")
         for part in parts:
-            pixels = _part_pixels(view_set, part)
+            pixels = _part_pixels(view_set, part, batch=config.batch)
             for writer in writers:
                 if part in writer.missing:
-                    _write_part(writer, view_set, part, pixels, batch=config.batch)
-                    bar.advance(shown, len(pixels))
+                    done = functools.partial(bar.advance, shown)
+                    _write_part(writer, view_set, part, pixels, batch=config.batch, done=done)
     return True
 
 
-def _writer(store: Store, view_set: ViewSet, spec: TeacherSpec, *, codec: str, device: torch.device) -> _Writer:
+def _writer(store: Store, view_set: ViewSet, spec: TeacherSpec, *, codec: Codec, device: torch.device) -> _Writer:
     teacher = load_teacher(spec, device=str(device))
-    probe = _part_pixels(view_set, 0)[:1].to(device)
+    probe = torch.zeros((1, 3, *view_size(view_set.spec)), dtype=torch.uint8, device=device)  # only shapes are asked
     levels = tuple(
         LevelSpec(components=feat.shape[1], height=feat.shape[2], width=feat.shape[3])
         for feat in _features(teacher, probe)
@@ -180,21 +190,20 @@ def _writer(store: Store, view_set: ViewSet, spec: TeacherSpec, *, codec: str, d
             teacher=spec.name,
             identity=teacher_identity(spec),
             levels=levels,
-            codec=make_codec(codec),
+            codec=codec,
         )
     )
     return _Writer(teacher, column, frozenset(column.missing_parts()))
 
 
-def _part_pixels(view_set: ViewSet, part: int) -> Tensor:
+def _part_pixels(view_set: ViewSet, part: int, *, batch: int) -> Tensor:
     """Pixels of a part, (N, 3, H, W) uint8; rows without an image are black, and no reader ever asks for them."""
-    rows = list(view_set.spec.part_rows(part))
-    usable = set(view_set.usable_rows().tolist())
-    good = [row for row in rows if row in usable]
-    height, width = view_set.spec.view["size"]
-    pixels = torch.zeros((len(rows), 3, int(height), int(width)), dtype=torch.uint8)
-    if good:
-        pixels[[row - rows[0] for row in good]] = to_tensors(load_samples(view_set, good, tasks=())).pixels
+    rows = view_set.spec.part_rows(part)
+    good = [row.row for row in view_set.index(part) if row.error is None]
+    pixels = torch.zeros((len(rows), 3, *view_size(view_set.spec)), dtype=torch.uint8)
+    for first in range(0, len(good), batch):
+        some = good[first : first + batch]
+        pixels[[row - rows.start for row in some]] = to_tensors(load_samples(view_set, some, tasks=())).pixels
     return pixels
 
 
@@ -203,24 +212,46 @@ def _features(teacher: Teacher, pixels: Tensor) -> list[Tensor]:
         return teacher.forward(pixels)
 
 
-def _write_part(writer: _Writer, view_set: ViewSet, part: int, pixels: Tensor, *, batch: int) -> None:
+def _write_part(
+    writer: _Writer, view_set: ViewSet, part: int, pixels: Tensor, *, batch: int, done: Callable[[int], None]
+) -> None:
+    """Run a teacher over a part and commit what it gives; ``done`` is told the rows of every batch."""
     start, spec = time.perf_counter(), writer.column.spec
     device = next(writer.teacher.parameters()).device
-    encoded: list[dict[str, list[Tensor]]] = [{} for _ in spec.levels]
+    encoded = _Encoded(spec, rows=len(pixels))
     fidelity = [_Fidelity() for _ in spec.levels]
-    for chunk in torch.split(pixels, batch):
+    for first in range(0, len(pixels), batch):
+        chunk = pixels[first : first + batch]
         for level, feat in enumerate(_features(writer.teacher, chunk.to(device))):
             parts = spec.encode(feat, level=level)
             fidelity[level].add(feat, spec.decode(parts, level=level))
-            for name, value in parts.items():
-                encoded[level].setdefault(name, []).append(value.cpu())
+            encoded.put(parts, level=level, first=first)
+        done(len(chunk))
     writer.column.write_part(
         part,
-        [{name: torch.cat(chunks).numpy() for name, chunks in level.items()} for level in encoded],
+        encoded.levels,
         keys=view_set.keys(part),
         stats={f"level_{index}": item.result() for index, item in enumerate(fidelity)},
         seconds=time.perf_counter() - start,
     )
+
+
+class _Encoded:
+    """Stored arrays of a part, allocated once and filled batch by batch: a part of a large teacher takes gigabytes."""
+
+    def __init__(self, spec: ColumnSpec, *, rows: int) -> None:
+        self.levels = [
+            {name: np.empty((rows, *item.shape), item.dtype) for name, item in spec.codec.parts(level).items()}
+            for level in spec.levels
+        ]
+
+    def put(self, parts: Mapping[str, Tensor], *, level: int, first: int) -> None:
+        """Copy the encoded parts of a batch to their rows, ``first`` and on."""
+        for name, value in parts.items():
+            rows = torch.from_numpy(self.levels[level][name])[first : first + len(value)]
+            # copy_ would broadcast and convert, and the store could no longer tell.
+            assert (rows.shape, rows.dtype) == (value.shape, value.dtype)
+            rows.copy_(value)
 
 
 class _Fidelity:

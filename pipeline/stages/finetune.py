@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.config import FinetuneConfig, Study
 from pipeline.errors import PipelineError
 from pipeline.loader import Batch, Loader
-from pipeline.loop import TrainPlan, train
+from pipeline.loop import TRAINING, TrainPlan, train
 from pipeline.recipes import plain
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir
@@ -19,7 +19,7 @@ from pipeline.stages.distill import complete_views, distill_dir, length_line, st
 from pipeline.students import Normalise, make_student, student_identity, student_spec
 from pipeline.targets import TargetSource
 from pipeline.tracking import CONSOLE
-from pipeline.viewsets import view_set_spec
+from pipeline.viewsets import view_set_spec, view_size
 from sak.losses.distill import distill_loss
 from sak.losses.tasks import task_losses
 from sak.schedules import poly, warmup_cosine
@@ -68,7 +68,7 @@ def finetune(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     )
     length = length_line(view_set, steps=steps, batch=config.batch)
     CONSOLE.print(f"{label}: finetune {length}; tasks {', '.join(tasks)}; alpha {config.alpha:g}")
-    with stage.work() as record:
+    with stage.work(device=device) as record:
         plan = _plan(study, config, student, steps=steps)
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed + 1, threads=study.threads)
@@ -86,9 +86,10 @@ def finetune_dir(study: Study, out: Path, /, *, hint: str) -> StageDir:
     config, data = study.finetune, study.data.finetune
     assert config is not None
     assert data is not None
-    view_set = view_set_spec(data, labels=True, seed=study.seed).name
+    view_set = view_set_spec(data, labels=True).name
     targets = target_identity(study, view_set, kind=config.targets, hint=hint) if study.final_targets else None
     inputs = {
+        "training": TRAINING,
         "seed": study.seed,
         "views": view_set,
         "targets": targets,
@@ -129,8 +130,8 @@ def _student(
         widths = {} if plain_student else dict.fromkeys(study.student_teachers, ())
         drop = ("norms.", "aligners.") if plain_student else ("aligners.",)
     channels = {task: dataset_spec(view_set.spec.dataset).tasks[task].channels for task in tasks}
-    height, width = view_set.spec.view["size"]
-    spec = student_spec(study.student, image_size=(int(height), int(width)), widths=widths, tasks=channels)
+    size = view_size(view_set.spec)
+    spec = student_spec(study.student, image_size=size, widths=widths, tasks=channels)
     student = make_student(study.student, spec, seed=study.seed, load_stem=study.distill is None)
     if study.distill:
         stage1 = distill_dir(study, out, hint=hint)
@@ -180,7 +181,14 @@ def _plan(study: Study, config: FinetuneConfig, student: Student, *, steps: int)
     def rate(step: int) -> float:
         if config.schedule == "poly":
             return poly(step, total=steps, peak=config.lr, power=config.power)
-        return warmup_cosine(step, total=steps, warmup=round(config.warmup * steps), peak=config.lr)
+        return warmup_cosine(
+            step,
+            total=steps,
+            warmup=round(config.warmup * steps),
+            peak=config.lr,
+            start=config.start_lr,
+            end=config.end_lr,
+        )
 
     named = list(student.named_parameters())
     old = [parameter for name, parameter in named if name.startswith(_STAGE1_PARTS)]

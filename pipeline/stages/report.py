@@ -25,7 +25,6 @@ from pipeline.report.data import (
 )
 from pipeline.report.render import write_report
 from pipeline.results import RunResult, RunStages, main_values
-from pipeline.runtime import device_name, pick_device, versions
 from pipeline.stagedir import StageDir, read_json
 from pipeline.stages.extract import needs
 from pipeline.stages.run import collect, stage_dirs
@@ -63,11 +62,10 @@ def _data(recipe: Recipe, results: Sequence[RunResult], runs: Sequence[RunStages
                 task="distill", metric="loss", label="held-out distillation loss ↓", higher_is_better=False, digits=4
             ),
         )
-    used = _Used.of(recipe)
-    device = pick_device(recipe.study.device)
+    used, origin = _Used.of(recipe), _Origin.of(runs)
     return ReportData(
         title=recipe.name,
-        created=f"{device_name(device)}",
+        created=origin.device,
         summary=recipe.summary,
         dataset=dataset,
         columns=columns,
@@ -78,8 +76,8 @@ def _data(recipe: Recipe, results: Sequence[RunResult], runs: Sequence[RunStages
         costs=(*used.costs, *(cost for run in runs for cost in _costs(run))),
         store=used.columns,
         recipe_yaml=yaml.safe_dump(dict(recipe.resolved), sort_keys=False),
-        versions=versions(),
-        notes=_notes(dataset, shown),
+        versions=origin.versions,
+        notes=(*_notes(dataset, shown), *origin.notes),
         classes={task.name: task.classes for task in shown if task.classes},
     )
 
@@ -127,7 +125,7 @@ def _costs(run: RunStages) -> Iterator[StageCost]:
                 stage=stage,
                 run=run.plan.name,
                 seconds=seconds,
-                rate=f"{images / max(seconds, 1e-9):.0f} images/s",
+                rate=_rate(images, seconds, "images"),
                 detail=f"{images} images" + (f" over {len(records)} networks" if len(records) > 1 else ""),
             )
 
@@ -145,53 +143,90 @@ def _routers(run: RunStages) -> Iterator[RouterMap]:
 
 
 def _gallery(runs: Sequence[RunStages]) -> tuple[GallerySample, ...]:
-    loaded = {run.plan.name: _arrays([stages["eval"] for stages in run.stages]) for run in runs}
-    first = next(iter(loaded.values()))
-    if "image" not in first:
-        return ()
-    features = next(
-        (_features(arrays) for arrays in loaded.values() if any(k.startswith("teacher/") for k in arrays)), {}
-    )
-    return tuple(
-        GallerySample(
-            key=str(first["key"][index]),
-            image=first["image"][index],
-            labels={
-                name.removeprefix("label/"): maps[index] for name, maps in first.items() if name.startswith("label/")
-            },
-            predictions={
-                run: {
-                    name.removeprefix("pred/"): maps[index] for name, maps in arrays.items() if name.startswith("pred/")
-                }
-                for run, arrays in loaded.items()
-            },
-            features={name: tuple(level[index] for level in levels) for name, levels in features.items()},
+    """Samples that every run was scored on, in the first run's order."""
+    parts = [(run.plan.name, _samples(stages["eval"])) for run in runs for stages in run.stages]
+    shared = [found for found in parts[0][1] if all(found in samples for _, samples in parts)]
+    features: dict[str, list[list[NDArray[np.uint8]]]] = {}
+    for _, samples in parts:
+        features = features or _features([samples[found] for found in shared])
+    gallery = []
+    for index, found in enumerate(shared):
+        predictions: dict[str, dict[str, Array]] = {}
+        labels: dict[str, Array] = {}
+        for run, samples in parts:
+            labels = _below("label/", samples[found]) | labels
+            predictions.setdefault(run, {}).update(_below("pred/", samples[found]))
+        gallery.append(
+            GallerySample(
+                key=found.key,
+                image=parts[0][1][found]["image"],  # type: ignore[arg-type]
+                labels=labels,
+                predictions=predictions,
+                features={name: tuple(level[index] for level in levels) for name, levels in features.items()},
+            )
         )
-        for index in range(len(first["image"]))
-    )
+    return tuple(gallery)
 
 
-def _arrays(stages: Sequence[StageDir]) -> dict[str, Array]:
-    found: dict[str, Array] = {}
-    for stage in stages:
-        with np.load(stage.path / "gallery.npz", allow_pickle=False) as file:
-            found |= {name: file[name] for name in file.files}
-    return found
+class _Seen(NamedTuple):
+    """A sample as runs are joined on it: the key, and the pixels, since a key may have several views."""
+
+    key: str
+    pixels: bytes
 
 
-def _features(arrays: Mapping[str, Array]) -> dict[str, list[list[NDArray[np.uint8]]]]:
+def _samples(stage: StageDir) -> dict[_Seen, dict[str, Array]]:
+    """Gallery arrays of a finished evaluation, by sample."""
+    with np.load(stage.path / "gallery.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return {
+        _Seen(str(key), arrays["image"][index].tobytes()): {name: array[index] for name, array in arrays.items()}
+        for index, key in enumerate(arrays.get("key", ()))
+    }
+
+
+def _below(prefix: str, sample: Mapping[str, Array]) -> dict[str, Array]:
+    return {name.removeprefix(prefix): item for name, item in sample.items() if name.startswith(prefix)}
+
+
+def _features(samples: Sequence[Mapping[str, Array]]) -> dict[str, list[list[NDArray[np.uint8]]]]:
     """PCA colours by name, level and image: each level's basis is fitted on the teacher and shows the student too."""
     found: dict[str, list[list[NDArray[np.uint8]]]] = {}
-    for teacher in dict.fromkeys(name.split("/")[1] for name in arrays if name.startswith("teacher/")):
+    names = [name for sample in samples[:1] for name in sample]
+    for teacher in dict.fromkeys(name.split("/")[1] for name in names if name.startswith("teacher/")):
         rows: list[list[NDArray[np.uint8]]] = []
         others: list[list[NDArray[np.uint8]]] = []
         for level in range(4):
-            real, ours = arrays[f"teacher/{teacher}/{level}"], arrays[f"student/{teacher}/{level}"]
+            real, ours = ([one[f"{side}/{teacher}/{level}"] for one in samples] for side in ("teacher", "student"))
             coloured = pca_colours([*real, *ours], fitted=len(real))
             rows.append(coloured[: len(real)])
             others.append(coloured[len(real) :])
         found |= {f"teacher {teacher}": rows, f"student {teacher}": others}
     return found
+
+
+class _Origin(NamedTuple):
+    """Where the results were made, as their stages recorded it; the machine that writes the report is no part of it."""
+
+    device: str
+    versions: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[RunStages]) -> _Origin:
+        """Devices and versions of all stages, with a note where they differ."""
+        records = [stage.record() for run in runs for stages in run.stages for stage in stages.values()]
+        devices = list(dict.fromkeys(str(record.get("device", "a device not recorded")) for record in records))
+        found: dict[str, dict[str, None]] = {}
+        for record in records:
+            packages = record.get("versions")
+            for name, version in packages.items() if isinstance(packages, dict) else ():
+                found.setdefault(str(name), {})[str(version)] = None
+        mixed = [name for name, several in found.items() if len(several) > 1]
+        differ = [*(["the device"] if len(devices) > 1 else []), *mixed]
+        note = f"Runs were not all made alike: {', '.join(differ)} changed between stages, so times may not compare."
+        versions = {name: " / ".join(several) for name, several in found.items()}
+        return cls(" / ".join(devices), versions, (note,) if differ else ())
 
 
 class _Used(NamedTuple):
@@ -208,7 +243,7 @@ class _Used(NamedTuple):
         for study in (plan.study for plan in recipe.runs):
             store = Store.open(study.store)
             for need in needs(study):
-                view_set = store.view_set(view_set_spec(need.data, labels=need.labels, seed=study.seed).name)
+                view_set = store.view_set(view_set_spec(need.data, labels=need.labels).name)
                 summary = view_set.summary()
                 costs[view_set.name] = _store_cost(
                     f"views {view_set.name}", summary.seconds, summary.rows, summary.bytes
@@ -221,13 +256,20 @@ class _Used(NamedTuple):
                     done = column.summary()
                     key = f"{need.purpose} / {name}"
                     costs[key] = _store_cost(f"teacher {key}", done.seconds, done.rows, done.bytes)
-                    columns[key] = _usage(key, study.extract.codec, done.rows, done.bytes, done.fp16_bytes, done.stats)
+                    columns[key] = _usage(
+                        key, column.spec.codec.name, done.rows, done.bytes, done.fp16_bytes, done.stats
+                    )
         return cls(tuple(costs.values()), tuple(columns.values()))
 
 
 def _store_cost(detail: str, seconds: float, rows: int, size: int) -> StageCost:
-    rate = f"{rows / max(seconds, 1e-9):.0f} rows/s"
-    return StageCost(stage="extract", seconds=seconds, rate=rate, detail=f"{detail}: {rows} rows, {size / 1e6:.1f} MB")
+    text = f"{detail}: {rows} rows, {size / 1e6:.1f} MB"
+    return StageCost(stage="extract", seconds=seconds, rate=_rate(rows, seconds, "rows"), detail=text)
+
+
+def _rate(count: int, seconds: float, unit: str) -> str:
+    """Text of a speed; work that took no measured time has none."""
+    return f"{count / seconds:.0f} {unit}/s" if seconds > 0 else "–"
 
 
 def _usage(key: str, codec: str, rows: int, size: int, fp16: int, stats: Mapping[str, object]) -> StoreUsage:

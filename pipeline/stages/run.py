@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import yaml
 
 from pipeline.config import Study
-from pipeline.errors import PipelineError
+from pipeline.errors import EXPECTED, PipelineError
+from pipeline.preflight import preflight
 from pipeline.recipes import Recipe, RunPlan
 from pipeline.results import RunResult, RunStages, gather, results_json
 from pipeline.stagedir import StageDir, write_json
@@ -19,9 +22,26 @@ from pipeline.stages.extract import extract
 from pipeline.stages.finetune import finetune, finetune_dir
 from pipeline.viewsets import cached_source
 
-__all__ = ["STAGES", "collect", "find_study", "run_stage", "select", "stage_dirs", "substudies"]
+__all__ = ["STAGES", "collect", "find_study", "prepare", "run_stage", "select", "stage_dirs", "substudies"]
 
 STAGES = ("extract", "distill", "finetune", "eval")
+
+
+def prepare(recipe: Recipe, plans: Sequence[RunPlan], /, *, stages: Sequence[str] = STAGES) -> None:
+    """Before any work: keep the recipe beside its results, and look for faults that would show hours later.
+
+    Raises:
+        RecipeError: These stages of these runs cannot succeed; the message lists every fault.
+        PipelineError: The recipe's folder cannot be written.
+    """
+    _write_recipe(recipe)
+    studies: list[tuple[str, Study]] = []
+    for plan in plans:
+        try:
+            studies += substudies(plan)
+        except EXPECTED:  # its source does not open, which the check tells of with all else
+            studies.append((plan.name, plan.study))
+    preflight(studies, recipe.out, stages=stages)
 
 
 def run_stage(stage: str, recipe: Recipe, plans: Sequence[RunPlan], /, *, hint: str) -> None:
@@ -34,13 +54,13 @@ def run_stage(stage: str, recipe: Recipe, plans: Sequence[RunPlan], /, *, hint: 
     Raises:
         PipelineError, StoreError, SakError: As the stage.
     """
-    _write_recipe(recipe)
-    if stage == "extract":
-        extract([study for plan in plans for _, study in substudies(plan)])
-        return
-    for plan in plans:
-        for label, study in substudies(plan):
-            _one(stage, study, recipe.out, label=label, hint=hint)
+    with _memory_told(stage):
+        if stage == "extract":
+            extract([study for plan in plans for _, study in substudies(plan)])
+            return
+        for plan in plans:
+            for label, study in substudies(plan):
+                _one(stage, study, recipe.out, label=label, hint=hint)
 
 
 def collect(recipe: Recipe, /, *, hint: str) -> list[RunResult]:
@@ -127,13 +147,23 @@ def _write_recipe(recipe: Recipe) -> None:
         ) from error
 
 
+@contextmanager
+def _memory_told(stage: str) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+        raise PipelineError(f"{stage}: {where} ran out of memory; lower {stage}.batch and rerun") from error
+
+
 def _one(stage: str, study: Study, out: Path, *, label: str, hint: str) -> None:
+    # Tidied also when it was found done: its process may have been killed just before it could do so.
     if stage == "distill":
         if study.distill:
-            distill(study, out, label=label, hint=hint)
+            distill(study, out, label=label, hint=hint).tidy()
     elif stage == "finetune":
         if study.finetune:
-            finetune(study, out, label=label, hint=hint)
+            finetune(study, out, label=label, hint=hint).tidy()
     elif stage == "eval":
         evaluate(study, out, label=label, hint=hint)
     else:

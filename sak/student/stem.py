@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -19,9 +20,10 @@ from sak.errors import CheckpointError, SakError, UnknownNameError
 from sak.hub import impatient_hub
 from sak.weights import load_strict, load_weights, unwrap_state
 
-__all__ = ["build_stem", "default_levels", "run_stem", "stem_grid"]
+__all__ = ["build_stem", "default_levels", "run_stem", "stem_grid", "stem_width"]
 
 _PLAIN_MODULES = ("timm.models.vision_transformer", "timm.models.deit")
+_SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 _AFTER_BLOCKS = ("norm.", "fc_norm.", "head.", "head_dist.", "attn_pool.", "pre_logits.", "mask_token")
 """Parts of a timm checkpoint beyond the residual stream; a stem has none of them."""
 
@@ -79,6 +81,21 @@ def build_stem(
     return stem
 
 
+def stem_width(name: str, /, *, overrides: Mapping[str, int]) -> int:
+    """Channels of a stem's tokens, found without allocating its weights.
+
+    Raises:
+        UnknownNameError: timm has no such model.
+        SakError: the model is no plain vision transformer, or timm refuses the overrides.
+    """
+    _check_plain(name)
+    if "embed_dim" in overrides:
+        return int(overrides["embed_dim"])
+    with torch.device("meta"):
+        stem: Any = _create(name, dict(overrides))
+    return int(stem.num_features)
+
+
 def stem_grid(stem: nn.Module, /) -> tuple[int, int]:
     """Rows and columns of the stem's patch tokens."""
     rows, columns = stem.patch_embed.grid_size  # type: ignore[union-attr, misc]
@@ -118,10 +135,15 @@ def _check_plain(name: str) -> None:
 
 
 def _create(name: str, options: dict[str, Any]) -> nn.Module:
+    wrong = {key: options[key] for key in _SIZES if key in options and options[key] < 1}
+    if wrong:
+        raise SakError(f"stem {name}: expected overrides of 1 or more, got {wrong}; correct the overrides")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise SakError(f"stem {name}: timm refuses {options} ({error}); correct the overrides") from error
+    # timm checks few of its arguments: the rest surface as whatever the arithmetic on them raises.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SakError(f"stem {name}: timm refuses {options} ({reason}); correct the overrides") from error
     return model
 
 

@@ -98,7 +98,7 @@ class Fp16:
         if largest > FP16_MAX and not self.clip:
             raise StoreError(
                 f"level {level}: expected values of at most {FP16_MAX:.0f} for codec fp16, got {largest:.6g}; "
-                "use fp32 or int8, or fp16 with clip: true"
+                "use codec fp32 or int8, or {name: fp16, clip: true}"
             )
         # xp.float16 is not part of the array API standard, yet NumPy and torch both have it.
         return {"values": xp.astype(xp.clip(values_NCHW, -FP16_MAX, FP16_MAX), xp.float16)}

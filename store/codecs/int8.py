@@ -65,7 +65,7 @@ class Int8:
             if largest > _LARGEST_FP16:
                 raise StoreError(
                     f"level {level}: expected values of at most {_LARGEST_FP16 * STEPS:.0f} for float16 scales, "
-                    f"got {largest * STEPS:.6g}; use scale: float32"
+                    f"got {largest * STEPS:.6g}; use codec {{name: int8, scale: float32}}"
                 )
             scale_N1HW = xp.astype(scale_N1HW, xp.float16)
         divisor_N1HW = xp.astype(scale_N1HW, xp.float32)

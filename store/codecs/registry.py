@@ -14,7 +14,7 @@ from store.codecs.floats import Fp16, Fp32
 from store.codecs.int8 import Int8
 from store.errors import FormatError
 
-__all__ = ["CODECS", "codec_from_json", "make_codec"]
+__all__ = ["CODECS", "choose_codec", "codec_from_json", "make_codec"]
 
 CODECS: Mapping[str, Any] = {
     "fp32": Fp32,
@@ -46,6 +46,15 @@ def make_codec(
         raise FormatError(f"codec {name}: expected its fitted arrays and no others, got {sorted(fitted or {})}")
     codec: Codec = build(**(options or {}), **({"fitted": fitted} if fitted else {}))
     return codec
+
+
+def choose_codec(choice: str | Mapping[str, Any], /) -> Codec:
+    """The codec of a name, or of a mapping of ``name`` and options: ``{"name": "fp16", "clip": True}``.
+
+    Raises:
+        FormatError: The name or an option is unknown, or an option's value is refused.
+    """
+    return make_codec(choice) if isinstance(choice, str) else codec_from_json(choice)
 
 
 def codec_from_json(value: Mapping[str, Any], /, *, assets: Mapping[str, NDArray[np.generic]] | None = None) -> Codec:

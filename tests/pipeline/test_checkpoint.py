@@ -42,7 +42,7 @@ def test_all_state_comes_back_exactly(tmp_path: Path) -> None:
     steps(model, optimizer, 4)
     other, other_optimizer = make(1)
     steps(other, other_optimizer, 1)
-    assert load_checkpoint(path, other, other_optimizer, scaler=SCALER).step == 3
+    assert load_checkpoint(path, other, other_optimizer, scaler=SCALER) == 3
     steps(other, other_optimizer, 4)  # draws its data from the restored random state
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 import pipeline
 from pipeline import config
-from pipeline.config import FinetuneConfig, SourceConfig, TeacherConfig
+from pipeline.config import DistillConfig, FinetuneConfig, SourceConfig, TeacherConfig
+from pipeline.errors import RecipeError
 from pipeline.recipes import Recipe, recipe_from_mapping
 from pipeline.stages.report import report
 from pipeline.viewsets import cached_source
@@ -19,7 +22,7 @@ from tests.tiny_recipe import HINT, run_stages, tiny_mapping, tiny_recipe
 PACKAGE = str(Path(next(iter(pipeline.__path__))).resolve())
 CLASSES = [getattr(config, name) for name in config.__all__ if dataclasses.is_dataclass(getattr(config, name))]
 # Reads that do not use a value: checks at construction, and copies into a record or fingerprint.
-NO_USE = {"__post_init__", "plain", "_positive", "_not_negative"}
+NO_USE = {"__post_init__", "plain", "_positive", "_not_negative", "overlaps"}
 
 
 @pytest.fixture
@@ -85,6 +88,60 @@ def test_configurations_are_frozen_and_closed(cls: type) -> None:
         cls(no_such_field=1)
 
 
+@pytest.mark.parametrize("rates", [{"end_lr": 1e-3}, {"start_lr": 1e-3}, {"end_lr": -1e-9}, {"start_lr": math.nan}])
+@pytest.mark.parametrize("config", [DistillConfig, FinetuneConfig])
+def test_rates_stay_below_the_peak(config: Any, rates: dict[str, float]) -> None:
+    schedule = {"schedule": "cosine"} if config is FinetuneConfig else {}
+    config(steps=1, lr=1e-4, **schedule, **dict.fromkeys(rates, 1e-5))
+    config(steps=1, lr=1e-4, **schedule, **dict.fromkeys(rates, 0.0))
+    with pytest.raises(ValueError, match=rf"{next(iter(rates))} must be between 0 and .*lr \(0\.0001\)"):
+        config(steps=1, lr=1e-4, **schedule, **rates)
+
+
+@pytest.mark.parametrize("rates", [{"end_lr": 1e-6}, {"start_lr": 1e-6}, {"warmup": 0.1}])
+def test_the_poly_schedule_takes_no_rates_of_the_cosine(rates: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=rf"finetune\.{next(iter(rates))}: the poly schedule has none"):
+        FinetuneConfig(steps=1, **rates)  # type: ignore[arg-type]
+
+
+HELD_OUT = [
+    ({"split": "val"}, {"split": "train"}, False),
+    ({"seed": 1}, {}, False),
+    ({}, {}, True),
+    ({"size": 48, "images": 9}, {}, True),
+]
+ON_DISK = [
+    ({"split": "val"}, {"split": "train"}, False),
+    ({"root": "b"}, {}, False),
+    ({"root": "a/"}, {}, True),
+    ({"seed": 1}, {}, True),
+    ({"split": "all"}, {"split": "train"}, True),
+    ({"seed": 1, "images": 5}, {"images": 5}, False),
+]
+
+
+@pytest.mark.parametrize("stage", ["distill", "finetune"])
+@pytest.mark.parametrize(
+    ("kind", "held_out", "trained", "refused"),
+    [("scenes", *case) for case in HELD_OUT] + [("imagefolder", *case) for case in ON_DISK],
+)
+def test_scores_need_held_out_images(
+    tmp_path: Path, kind: str, held_out: dict[str, object], trained: dict[str, object], refused: bool, stage: str
+) -> None:
+    base = {"name": "scenes", "images": 6, "size": 32} if kind == "scenes" else {"name": "imagefolder", "root": "a"}
+    other = "finetune" if stage == "distill" else "distill"
+    mapping = tiny_mapping(tmp_path) | {"runs": {}, "baselines": [], other: None}
+    mapping["data"]["eval"]["source"] = base | held_out
+    mapping["data"][stage]["source"] = base | trained
+    if not refused:
+        recipe_from_mapping(mapping)
+        return
+    with pytest.raises(RecipeError, match=rf"data\.eval\.source and data\.{stage}\.source are the same images"):
+        recipe_from_mapping(mapping)
+    # A source that no stage reads is no leak.
+    recipe_from_mapping(mapping | {stage: None})
+
+
 def test_teacher_sources() -> None:
     built = TeacherConfig(builtin="scenes-geometry", resize="squash").spec("mine")
     assert (built.name, built.builtin) == ("mine", "scenes-geometry")
@@ -124,3 +181,17 @@ def test_final_targets_follow_the_last_stage(tmp_path: Path) -> None:
 def test_student_teachers_keep_the_recipes_order(tmp_path: Path) -> None:
     study = tiny_recipe(tmp_path, ["student.teachers=[second, first]"], only="sak").runs[0].study
     assert study.student_teachers == ("first", "second")
+
+
+@pytest.mark.parametrize(
+    ("codec", "fault"),
+    [
+        ("int9", "codec: expected one of fp32, fp16, int8, got 'int9'"),
+        ("{name: fp16, clop: true}", r"codec fp16: unknown options \['clop'\]; it has \['clip'\]"),
+        ("{name: fp16, clip: 1}", "codec fp16: clip: expected true or false, got 1"),
+        ("{clip: true}", "codec: expected an object with a name"),
+    ],
+)
+def test_codecs_are_checked_with_the_recipe(tmp_path: Path, codec: str, fault: str) -> None:
+    with pytest.raises(RecipeError, match=fault):
+        tiny_recipe(tmp_path, [f"extract.codec={codec}"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -192,3 +193,26 @@ def test_load_samples_keeps_the_order_asked_for(tmp_path: Path) -> None:
     samples = load_samples(make_views(tmp_path / "store", images=9), [7, 0, 5], tasks=("sal",))
     assert [int(sample.image[0, 0, 0]) for sample in samples] == [7, 0, 5]
     assert [sample.key for sample in samples] == ["k0007", "k0000", "k0005"]
+
+
+def test_everything_that_crosses_to_a_gpu_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class _Targets:
+        widths: dict[str, tuple[int, ...]] = {}  # noqa: RUF012
+
+        def read(self, rows: NDArray[np.int64], /) -> Any:
+            return {"first": [{"values": torch.ones(2), "scale": torch.ones(3)}, {"values": torch.ones(4)}]}
+
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.numel())
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    targets: Any = _Targets()
+    options: Any = {"batch": 2, "seed": 0, "tasks": ("sal",), "targets": targets}
+    view_set = make_views(tmp_path, images=4)
+    Loader(view_set, **options)._read(0)
+    assert pinned == []
+    Loader(view_set, device=torch.device("cuda"), **options)._read(0)
+    assert sorted(pinned) == [2, 3, 4, 2 * 8 * 8, 2 * 3 * 8 * 8]

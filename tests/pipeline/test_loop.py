@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.config import TrackConfig
 from pipeline.errors import PipelineError
 from pipeline.loader import Batch
-from pipeline.loop import Interrupted, TrainPlan, train
+from pipeline.loop import Interrupted, TrainPlan, _Run, train
 from pipeline.tracking import read_metrics
 
 TRACK = TrackConfig(log_every=1, checkpoint_every=4, keep=2, tensorboard=False)
@@ -212,3 +212,13 @@ def test_what_is_recorded_changes_no_result(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [1, 3, 6, 9, 10]
     every = {line["step"]: line for line in read_metrics(tmp_path / "dense/metrics.jsonl")}
     assert lines == [every[line["step"]] for line in lines]
+
+
+def test_the_norm_is_read_only_where_it_is_recorded(tmp_path: Path) -> None:
+    """Reading it at every step would make every step wait for the device."""
+    model = model_of()
+    run = _Run(model=model, plan=plan_of(model, clip=1.0), folder=tmp_path, device=torch.device("cpu"))
+    (batch,) = Data().batches(0, 1)
+    named = run.step(batch, losses_of(model))
+    assert isinstance(run.grad_norm, Tensor)
+    assert run.record(0, named)["grad_norm"] == run.grad_norm.item() > 0

@@ -77,6 +77,7 @@ def test_values_out_of_range_name_key_and_value(tmp_path: Path) -> None:
         ("teachers.first.builtin=scenes-geometry", "drop its other keys"),
         ("teachers.first.random=null", "exactly one of"),
         ("eval.gallery=-1", "eval.gallery"),
+        ("threads=0", "threads must be 1 or more"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, override: str, part: str) -> None:
@@ -223,3 +224,36 @@ def test_plain_is_json_of_everything(tmp_path: Path) -> None:
     assert data["data"]["eval"]["view"]["size"] == [32, 32]
     assert data["teachers"]["first"]["levels"] == [0, 1, 2, 3]
     assert data["distill"]["batch"] == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "teachers: &all {first: *all}",
+        "a: &a [*a]",
+        "a0: &a0 [1, 1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9)),
+        "a: " + "[" * 40 + "]" * 40,
+        "a: " + "[" * 5000 + "]" * 5000,
+    ],
+    ids=["mapping", "list", "doubling", "deep", "deeper"],
+)
+def test_what_has_no_end_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "endless.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"endless\.yaml: .*(contain itself|nested too deep)"):
+        load_recipe(tmp_path / "endless.yaml")
+
+
+def test_an_override_that_contains_itself_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"override a: .*contain itself"):
+        parse_override("a=&a [*a]")
+
+
+def test_a_key_given_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("name: a\ndistill:\n  steps: 3\n  batch: 4\n  steps: 5\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"'steps' is given twice.* line 5") as caught:
+        load_recipe(tmp_path / "twice.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(RecipeError, match="'lr' is given twice"):
+        parse_override("distill={lr: 1, lr: 2}")
+    # Setting a key over a merged one is what merging is for.
+    assert parse_override("a=[&b {x: 1, y: 2}, {<<: *b, x: 3}]")[1] == [{"x": 1, "y": 2}, {"x": 3, "y": 2}]

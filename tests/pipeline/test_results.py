@@ -34,7 +34,8 @@ def stages_of(folder: Path, metrics: Scores, *, seconds: float = 2.0, total: int
     found = {}
     for name in ("distill", "finetune", "eval"):
         stage = StageDir.of(folder, name, inputs={"folder": str(folder)})
-        record: dict[str, Any] = {"seconds": seconds, "parameters": {"stem": total - 1, "total": total}}
+        counts = {"stem": total - 1, "paths": 1, "norms": 0, "aligners": 0, "total": total}
+        record: dict[str, Any] = {"seconds": seconds, "parameters": counts}
         if name == "finetune":
             record["dataset"] = "scenes"
         write_json(stage.path / "stage.json", record)
@@ -65,6 +66,16 @@ def test_delta_is_the_mean_relative_gain_over_the_baseline(recipe: Recipe, tmp_p
     assert base.delta == {}
     assert main_values(ours) == {"semseg": 60.0, "depth": 0.5}
     assert (ours.parameters, ours.seconds) == (100, {"distill": 2.0, "finetune": 2.0, "eval": 2.0})
+
+
+@pytest.mark.parametrize(("paths", "kept"), [(20, 100 + 20 + 3), (0, 100)], ids=["paths", "plain"])
+def test_parameters_are_those_that_inference_keeps(recipe: Recipe, tmp_path: Path, paths: int, kept: int) -> None:
+    stages = stages_of(tmp_path / "x", GOOD)
+    counts = {"stem": 100, "paths": paths, "norms": 3, "aligners": 7}
+    record = {"seconds": 1.0, "dataset": "scenes", "parameters": counts | {"total": sum(counts.values())}}
+    write_json(stages["finetune"].path / "stage.json", record)
+    (row, *_) = gather(recipe, [RunStages(plan=recipe.runs[1], stages=[stages])])
+    assert row.parameters == kept
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pipeline.stages.extract import needs
 from pipeline.targets import CachedTargets, OnlineTargets, find_column, find_columns
 from pipeline.tensors import to_tensors
 from pipeline.viewsets import view_set_spec
-from store.errors import FormatError, MissingColumnError
+from store.errors import CorruptShardError, FormatError, MissingColumnError
 from store.store import Store
 from tests.conftest import Finished
 from tests.tiny_recipe import HINT
@@ -30,7 +30,7 @@ class Place:
         self.study = finished.recipe.runs[0].study
         self.store = Store.open(root or self.study.store)
         need = needs(self.study)[0]
-        self.view_set = view_set_spec(need.data, labels=need.labels, seed=self.study.seed).name
+        self.view_set = view_set_spec(need.data, labels=need.labels).name
         self.specs = {name: teacher.spec(name) for name, teacher in self.study.teachers.items()}
 
     def columns(self) -> dict[str, Any]:
@@ -142,3 +142,33 @@ def test_a_column_of_other_images_is_refused(copied: Place) -> None:
     copied.store = Store.open(copied.store.root.path)
     with pytest.raises(FormatError, match="made from other images"):
         copied.columns()
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_damage_elsewhere_blocks_nothing(copied: Place) -> None:
+    root = copied.store.root.path
+    others = [path for path in (root / "views").iterdir() if path.name != copied.view_set]
+    assert len(others) == 2
+    for path in others:
+        damage(path / "view_set.json")
+    (second,) = (root / "columns" / copied.view_set).glob("second-*")
+    damage(second / "column.json")
+    spec = copied.specs["first"]
+    copied.store = Store.open(root)
+    assert find_columns(copied.store, [spec], view_set=copied.view_set, codec="fp32", hint=HINT).keys() == {"first"}
+    # A damaged column that may be the one is no missing one: made again, it would be the same folder.
+    with pytest.raises(CorruptShardError, match=second.name):
+        find_column(copied.store, copied.specs["second"], view_set=copied.view_set, codec="fp32")
+
+
+def test_a_codec_with_options_is_another_codec(place: Place) -> None:
+    spec = place.specs["first"]
+    assert find_column(place.store, spec, view_set=place.view_set, codec={"name": "fp32"}) is not None
+    codec = {"name": "fp16", "clip": True}
+    with pytest.raises(MissingColumnError, match=r"the fp16 \(clip: True\) column of teacher first .* is absent"):
+        find_columns(place.store, [spec], view_set=place.view_set, codec=codec, hint=HINT)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import tracking
 from pipeline.tracking import MetricsLog, progress_bar, read_metrics
 
 
@@ -64,7 +65,44 @@ def test_numbers_come_back_exactly(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8"))["total"] == 0.1 + 0.2
 
 
-def test_the_bar_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+def lines_of(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, seconds: float, steps: int, note: str = ""
+) -> list[str]:
+    """What is printed off a terminal where ``steps`` steps of 50, on from step 10, take so many seconds each."""
+    now = 1000.0
+    monkeypatch.setattr(tracking, "monotonic", lambda: now)
     with progress_bar("steps") as bar:
-        bar.advance(bar.add_task("training", total=3, note=""))
-    assert capfd.readouterr() == ("", "")
+        task = bar.add_task("training [a]", total=60, completed=10)
+        for _ in range(steps):
+            now += seconds
+            bar.advance(task, note=note)
+    out, err = capfd.readouterr()
+    assert out == ""
+    return err.splitlines()
+
+
+def test_short_work_prints_nothing_without_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lines_of(capfd, monkeypatch, seconds=0.5, steps=50) == []
+
+
+def test_long_work_prints_a_plain_line_now_and_then(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = lines_of(capfd, monkeypatch, seconds=2.0, steps=50)
+    assert lines == [
+        "training [a]: 25/60 steps, 0.5 steps/s, ETA 0:01:10",
+        "training [a]: 40/60 steps, 0.5 steps/s, ETA 0:00:40",
+        "training [a]: 55/60 steps, 0.5 steps/s, ETA 0:00:10",
+    ]
+    noted = lines_of(capfd, monkeypatch, seconds=40.0, steps=2, note="7 images/s, 3 % waiting for data")
+    assert noted[1] == "training [a]: 12/60 steps, 7 images/s, 3 % waiting for data, ETA 0:32:00"
+
+
+def test_work_of_unknown_size_prints_no_eta(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.0, *[31.0] * 9])
+    monkeypatch.setattr(tracking, "monotonic", lambda: next(times))
+    with progress_bar("objects") as bar:
+        bar.update(bar.add_task("verify", total=None), completed=62)
+    assert capfd.readouterr().err == "verify: 62 objects, 2 objects/s\n"

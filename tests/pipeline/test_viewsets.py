@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import viewsets
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.errors import BadImageError
+from pipeline.images.layouts import write_layout
 from pipeline.loader import load_samples
 from pipeline.views import ViewDraw, ViewSpec, apply_view
-from pipeline.viewsets import cached_source, make_part, view_set_spec
+from pipeline.viewsets import cached_source, make_part, view_set_spec, view_size
 from store.store import Store
 
 CROP = ViewSpec(kind="random_resized_crop", size=(24, 24))
@@ -24,9 +26,9 @@ def scenes(**changes: Any) -> DataConfig:
     return DataConfig(**({"source": SOURCE, "view": CROP, "rows_per_shard": 4} | changes))
 
 
-def make(root: Path, data: DataConfig, *, labels: bool, seed: int = 0) -> Any:
+def make(root: Path, data: DataConfig, *, labels: bool) -> Any:
     store = Store.create(root)
-    view_set = store.create_view_set(view_set_spec(data, labels=labels, seed=seed))
+    view_set = store.create_view_set(view_set_spec(data, labels=labels))
     for part in range(view_set.spec.parts):
         assert make_part(str(root), view_set.name, part, data) == len(view_set.spec.part_rows(part))
     return Store.open(root).view_set(view_set.name)
@@ -34,23 +36,47 @@ def make(root: Path, data: DataConfig, *, labels: bool, seed: int = 0) -> Any:
 
 def test_the_name_follows_everything_that_shapes_the_rows() -> None:
     names = {
-        view_set_spec(data, labels=labels, seed=seed).name
-        for data, labels, seed in [
-            (scenes(), False, 0),
-            (scenes(), True, 0),
-            (scenes(), False, 1),
-            (scenes(views=2), False, 0),
-            (scenes(rows_per_shard=3), False, 0),
-            (scenes(view=dataclasses.replace(CROP, area=(0.5, 1.0))), False, 0),
-            (scenes(view=ViewSpec(kind="full", size=(24, 24))), False, 0),
-            (scenes(source=dataclasses.replace(SOURCE, seed=1)), False, 0),
-            (scenes(source=dataclasses.replace(SOURCE, split="val")), False, 0),
-            (scenes(source=dataclasses.replace(SOURCE, images=5)), False, 0),
+        view_set_spec(data, labels=labels).name
+        for data, labels in [
+            (scenes(), False),
+            (scenes(), True),
+            (scenes(seed=1), False),
+            (scenes(views=2), False),
+            (scenes(rows_per_shard=3), False),
+            (scenes(view=dataclasses.replace(CROP, area=(0.5, 1.0))), False),
+            (scenes(view=ViewSpec(kind="full", size=(24, 24))), False),
+            (scenes(source=dataclasses.replace(SOURCE, seed=1)), False),
+            (scenes(source=dataclasses.replace(SOURCE, split="val")), False),
+            (scenes(source=dataclasses.replace(SOURCE, images=5)), False),
         ]
     }
     assert len(names) == 10
     # What to do about a bad image changes no row that is there.
-    assert view_set_spec(scenes(on_error="skip"), labels=False, seed=0).name in names
+    assert view_set_spec(scenes(on_error="skip"), labels=False).name in names
+
+
+def test_other_code_gives_other_view_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = view_set_spec(scenes(), labels=True).name
+    monkeypatch.setattr(viewsets, "VIEWS", viewsets.VIEWS + 1)
+    assert view_set_spec(scenes(), labels=True).name != before
+
+
+def test_the_seed_decides_views_and_order(tmp_path: Path) -> None:
+    one, other = (make(tmp_path / str(seed), scenes(seed=seed), labels=False) for seed in (0, 1))
+    first, second = ([row for part in (0, 1) for row in views.read_part(part)] for views in (one, other))
+    assert sorted(row.key for row in first) == sorted(row.key for row in second)
+    assert [row.key for row in first] != [row.key for row in second]
+    draws = {row.key: dict(row.draw) for row in second}
+    assert any(dict(row.draw) != draws[row.key] for row in first)
+
+
+def test_the_size_of_the_images_is_the_views() -> None:
+    data = scenes(view=ViewSpec(kind="full", size=(24, 40)))
+    assert view_size(view_set_spec(data, labels=False)) == (24, 40)
+
+
+def test_making_a_part_is_timed(tmp_path: Path) -> None:
+    assert make(tmp_path, scenes(), labels=False).summary().seconds > 0
 
 
 def test_rows_are_remade_to_the_byte(tmp_path: Path) -> None:
@@ -118,3 +144,22 @@ def test_a_skipped_image_is_recorded_and_not_read(tmp_path: Path, photos: DataCo
     assert "p2.jpg" in str(bad.error)
     assert bad.row not in view_set.usable_rows().tolist()
     assert len(view_set.usable_rows()) == 6
+
+
+def test_missing_files_are_skipped_and_told_the_same_wherever_the_data_lie(tmp_path: Path) -> None:
+    reasons = []
+    for place in ("here", "further/down"):
+        root = tmp_path / place / "data"
+        write_layout("nyud", out=root, train=4, val=1, size=(32, 32), seed=3)
+        (root / "depth/train_000001.npy").unlink()
+        (root / "edge/train_000002.png").write_bytes(b"")
+        source = SourceConfig(name="nyud", root=str(root), split="train")
+        data = scenes(source=source, on_error="skip")
+        view_set = make(tmp_path / place / "store", data, labels=True)
+        assert len(view_set.usable_rows()) == 2
+        reasons.append({row.key: row.error for row in view_set.index(0) if row.error})
+        with pytest.raises(BadImageError, match=r"train_00000[12].*on_error: skip"):
+            make(tmp_path / place / "other", scenes(source=source), labels=True)
+    assert reasons[0] == reasons[1]
+    assert reasons[0]["train_000001"].startswith("depth/train_000001.npy: file not found")
+    assert reasons[0]["train_000002"].startswith("edge/train_000002.png: ")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sak.errors import SakError
-from sak.schedules import constant, poly, reference_step, warmup_cosine
+from sak.schedules import poly, reference_step, warmup_cosine
 
 
 def test_stage_one_corners() -> None:
@@ -54,9 +54,3 @@ def test_reference_runs_two_steps_at_the_start() -> None:
 def test_impossible_schedules_are_refused(step: int, total: int, warmup: int) -> None:
     with pytest.raises(SakError, match="schedule: expected"):
         warmup_cosine(step, total=total, warmup=warmup, peak=1e-3)
-
-
-def test_constant_checks_its_arguments_too() -> None:
-    assert constant(3, total=10, peak=0.5) == 0.5
-    with pytest.raises(SakError, match="total 0"):
-        constant(0, total=0, peak=0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 from collections import OrderedDict
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_debris(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: cannot be written \(No space"):
         save_weights(path, {"x": torch.zeros(2)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -173,3 +174,14 @@ def test_digest_sees_names_types_shapes_and_values_but_no_order() -> None:
 def test_digest_of_a_strided_tensor_is_that_of_its_copy() -> None:
     strided = torch.arange(6.0).view(2, 3).T
     assert digest_state({"x": strided}) == digest_state({"x": strided.contiguous()})
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_file(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"w\.safetensors: cannot be written"):
+            save_weights(tmp_path / "w.safetensors", {"x": torch.zeros(1 << 20)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

@@ -10,12 +10,15 @@ import store_samples
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import store
+from store import column as module
 from store.codecs.registry import CODECS
 from store.column import Column
 from store.errors import CorruptShardError, FormatError, MissingRowsError, StoreError
 from store.fingerprint import digest_keys
+from store.root import Root
 from store.store import Store
 from store.viewset import ReadOptions
 
@@ -239,3 +242,26 @@ def test_few_shards_stay_open(filled: Column):
     for rows in ([0], [8], [16], [0, 8, 16]):
         column.read(rows)
     assert len(column._shards._open) == 2
+
+
+def test_a_part_is_packed_and_written_array_by_array(filled: Column, monkeypatch: pytest.MonkeyPatch):
+    """So that no more than one array's compressed bytes are in memory."""
+    events: list[str] = []
+    pack, write = module.encode_shard, Root.write_atomic
+
+    def packing(values: NDArray[np.generic], *, rows_per_shard: int) -> bytes:
+        events.append("pack")
+        return pack(values, rows_per_shard=rows_per_shard)
+
+    def writing(root: Root, relative: str, data: bytes, /) -> None:
+        events.append("write" if "level_" in relative else "record")
+        write(root, relative, data)
+
+    monkeypatch.setattr(module, "encode_shard", packing)
+    monkeypatch.setattr(Root, "write_atomic", writing)
+    filled.discard(1)
+    store_samples.write_column_part(filled, 1)
+    assert events == [*["pack", "write"] * 4, "record", "record"]
+    events.clear()
+    store_samples.write_column_part(filled, 1)
+    assert events == [], "a committed part is not even packed"

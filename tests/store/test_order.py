@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_samples import view_spec
 
+from store import order as module
 from store.errors import FormatError, MissingRowsError
 from store.order import epoch_rows, image_permutation, row_samples
 
@@ -39,6 +40,18 @@ def test_epochs_and_seeds_differ_and_repeat():
 def test_order_is_the_same_on_every_machine():
     assert image_permutation(10, order_seed=7).tolist() == PERMUTATION
     assert epoch_rows(10, 4, seed=3, epoch=1, window=2).tolist() == EPOCH
+
+
+def test_images_are_sorted_once_for_all_parts(monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+    real = module._permutation
+    monkeypatch.setattr(module, "_permutation", lambda size, *key: made.append(size) or real(size, *key))
+    spec = view_spec(order_seed=912)
+    for part in range(spec.parts):
+        row_samples(spec, rows=spec.part_rows(part))
+    assert made == [spec.images]
+    with pytest.raises(ValueError, match="read-only"):
+        image_permutation(spec.images, order_seed=912)[0] = 1
 
 
 def test_rows_are_view_major():

@@ -42,11 +42,10 @@ def test_listing_and_finding(filled: Column, tmp_path: Path):
     opened = Store.open(tmp_path / "store")
     assert [views.name for views in opened.view_sets()] == ["train"]
     assert [column.name for column in opened.columns("train")] == [filled.name]
-    spec = store_samples.column_spec()
-    found = opened.find_column("train", "dino", spec.fingerprint)
-    assert found is not None
-    assert found.spec == spec
-    assert opened.find_column("train", "clip", spec.fingerprint) is None
+    assert opened.view_set_names() == ("train",)
+    assert opened.column_names("train") == (filled.name,)
+    assert opened.column_names("val") == ()
+    assert opened.column("train", filled.name).spec == store_samples.column_spec()
 
 
 def test_what_is_missing_is_named_with_what_there_is(filled: Column, tmp_path: Path):

@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import store_samples
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from store.column import Column
 from store.errors import CorruptShardError, FormatError, MissingRowsError
 from store.fingerprint import digest_keys
-from store.rows import ViewRow
+from store.rows import ViewRow, parse_index, render_index
 from store.store import Store
 from store.viewset import ReadOptions, ViewSet
 
@@ -50,7 +52,7 @@ def test_parts_are_committed_one_by_one(empty: ViewSet):
 def test_keys_and_their_digest(filled: Column):
     keys = [row.key for row in part_rows(filled.view_set, 1)]
     assert list(filled.view_set.keys(1)) == keys
-    assert filled.view_set.key_digest(1) == digest_keys(keys)
+    assert filled.view_set.commits.require([1])[0].keys_sha256 == digest_keys(keys)
 
 
 def test_unreadable_images_are_recorded_and_left_out_of_usable_rows(filled: Column):
@@ -140,3 +142,13 @@ def test_rows_without_draws_and_with_partial_draws(tmp_path: Path):
 def test_readers_travel_to_other_processes(filled: Column):
     again = pickle.loads(pickle.dumps(filled.view_set))
     assert again.read_rows([4]) == filled.view_set.read_rows([4])
+
+
+def test_an_index_with_text_that_is_no_text_is_damage(filled: Column):
+    table = pq.read_table(pa.BufferReader(render_index(filled.view_set.index(0))))
+    keys = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
+    at = table.schema.get_field_index("key")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.slice(0, 1).set_column(at, "key", keys), sink)
+    with pytest.raises(CorruptShardError, match="here: not a part's index"):
+        parse_index(bytes(sink.getvalue()), where="here")

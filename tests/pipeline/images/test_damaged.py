@@ -176,3 +176,21 @@ def test_map_edges_of_a_square_are_thin_and_closed() -> None:
     assert edges[:, 5].sum() == 2
     assert not edges[0].any()
     assert not map_edges(np.full((6, 6), 3)).any()
+
+
+@pytest.mark.parametrize("shape", [(10**7, 10**7), (10**40,), (33, 40)])
+def test_a_depth_file_smaller_than_its_header_claims_is_refused(nyud: Path, shape: tuple[int, ...]) -> None:
+    path = nyud / "depth/train_000000.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        file.write(b"\x00" * 32 * 40 * 4)
+    with pytest.raises(BadImageError, match=r"train_000000\.npy.*its header claims \d+ bytes, it holds 5120"):
+        Nyud(nyud, split="train").read(0)
+
+
+def test_a_missing_file_is_part_of_the_fingerprint(nyud: Path) -> None:
+    path = nyud / "depth/train_000001.npy"
+    path.rename(path.with_suffix(".away"))
+    without = Nyud(nyud, split="train").fingerprint()
+    path.with_suffix(".away").rename(path)
+    assert Nyud(nyud, split="train").fingerprint() != without

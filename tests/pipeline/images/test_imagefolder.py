@@ -91,6 +91,12 @@ def test_undivided_folder_is_one_training_split(tmp_path: Path, split: str) -> N
     assert ImageFolder(tmp_path, split=split).keys() == ("a",)
 
 
+def test_undivided_folder_has_no_held_out_images(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    with pytest.raises(DataError, match=rf"not divided into splits; put .* as in {tmp_path}/train and {tmp_path}/val"):
+        ImageFolder(tmp_path, split="val")
+
+
 def test_divided_folder_never_lends_validation_images(tmp_path: Path) -> None:
     put(tmp_path / "val/a.png")
     assert ImageFolder(tmp_path, split="val").keys() == ("a",)

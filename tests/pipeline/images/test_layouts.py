@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,3 +155,9 @@ def test_a_folder_with_content_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not an empty folder"):
         write_layout("nyud", out=tmp_path, train=1, val=1, size=(16, 16), seed=0)
     assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_reading_other_sources_does_not_wait_for_scikit_image() -> None:
+    code = "import sys, pipeline.viewsets; print([name for name in sys.modules if name.split('.')[0] == 'skimage'])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -101,6 +101,7 @@ RELEVANT = [
     "seed=1",
     "data.distill.source.images=20",
     "data.distill.source.seed=4",
+    "data.distill.seed=1",
     "data.distill.view.flip=0.1",
     "data.distill.rows_per_shard=5",
     "data.distill.views=2",
@@ -166,6 +167,12 @@ def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]
 @pytest.mark.parametrize("override", RELEVANT)
 def test_what_shapes_the_result_shapes_the_folder(named: Callable[..., str], override: str) -> None:
     assert named(override) != named()
+
+
+def test_other_code_has_another_folder(named: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = named()
+    monkeypatch.setattr(module, "TRAINING", module.TRAINING + 1)
+    assert named() != before
 
 
 @pytest.mark.parametrize("override", IRRELEVANT)

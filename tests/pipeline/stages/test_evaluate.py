@@ -177,3 +177,9 @@ def test_predictions_as_maps() -> None:
     assert [float(shown[task].item()) for task in ("sal", "edge", "depth")] == [0.5, 0.5, 7.0]
     with pytest.raises(PipelineError, match="no way to show task 'poses'"):
         decode_predictions({"poses": torch.zeros(1, 1, 1, 1)})
+
+
+def test_other_code_has_another_folder(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = scored(finished)
+    monkeypatch.setattr(module, "SCORING", module.SCORING + 1)
+    assert scored(finished) != before

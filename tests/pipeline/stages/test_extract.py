@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from pipeline.errors import PipelineError
 from pipeline.recipes import Recipe, recipe_from_mapping
 from pipeline.stages import extract as module
 from pipeline.stages.extract import extract, needs
+from pipeline.stages.inspect import discard_part, verify_store
 from store.errors import FormatError, StoreError
 from store.store import Store
+from store.viewset import ViewSet
 from tests.conftest import Finished
 from tests.tiny_recipe import files_of, run_stages, tiny_mapping, tiny_recipe, tree_digests
 
@@ -154,9 +158,105 @@ def test_rows_left_out_are_left_out_of_columns_too(tmp_path: Path) -> None:
     assert [column.missing_parts() for column in store.columns(view_set.name)] == [(), ()]
 
 
+def test_runs_of_other_seeds_read_the_same_rows(
+    finished: Finished, tmp_path: Path, no_teacher: Callable[..., Any]
+) -> None:
+    mapping = tiny_mapping(finished.root) | {"out": str(tmp_path), "baselines": []}
+    mapping["runs"] = {"one": {}, "two": {"set": {"seed": 7}}}
+    before = tree_digests(finished.root / "store")
+    extract([plan.study for plan in recipe_from_mapping(mapping).runs])
+    extract([study_of(tiny_recipe(finished.root, ["seed=8"]))])
+    assert tree_digests(finished.root / "store") == before
+
+
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "diary.txt").write_text("private", encoding="utf-8")
     with pytest.raises(FormatError, match="choose another"):
         extract([study_of(tiny_recipe(tmp_path, only="sak"))])
     assert issubclass(FormatError, StoreError)
+
+
+def test_every_row_is_decoded_once_for_all_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    scans: list[str] = []
+    real, scan = module.load_samples, ViewSet.usable_rows
+
+    def noting(view_set: ViewSet, rows: Sequence[int], /, *, tasks: Sequence[str]) -> Any:
+        decoded.extend(rows)
+        assert len(rows) <= 5, "no more than a batch at once"
+        return real(view_set, rows, tasks=tasks)
+
+    def scanning(view_set: ViewSet) -> Any:
+        scans.append(view_set.name)
+        return scan(view_set)
+
+    monkeypatch.setattr(module, "load_samples", noting)
+    monkeypatch.setattr(ViewSet, "usable_rows", scanning)
+    study = study_of(tiny_recipe(tmp_path, only="sak"))
+    extract([study])
+    assert sorted(decoded) == sorted([*range(22), *range(12), *range(6)])
+    assert len(scans) == len(set(scans)) == 3, "a scan of all rows for each view set, and none for each part"
+
+
+def test_a_codec_with_options_makes_its_own_column(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.root / "store", tmp_path / "store")
+    study = study_of(tiny_recipe(tmp_path, ["extract.codec={name: fp16, clip: true}"], only="sak"))
+    extract([study])
+    store = Store.open(tmp_path / "store")
+    for name in store.view_set_names():
+        codecs = [column.spec.codec.to_json() for column in store.columns(name)]
+        assert codecs.count({"name": "fp16", "clip": True}) == 2
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "columns/*unlabeled*/second-*/level_1/c/1/**/0",
+        "columns/*unlabeled*/second-*/commits/part-00001.json",
+        "views/*unlabeled*/images/part-00001.tar",
+        "views/*unlabeled*/index/part-00001.parquet",
+        "views/*unlabeled*/commits/part-00001.json",
+        "columns/*unlabeled*/second-*/column.json",
+        "columns/*unlabeled*/second-*/level_2/zarr.json",
+        "views/*unlabeled*/view_set.json",
+    ],
+)
+def test_damage_is_mended_as_verify_says(finished: Finished, tmp_path: Path, damaged: str) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(finished.root / "store", root)
+    before = stored(root)
+    path = sorted(root.glob(damaged))[-1]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    verdict = verify_store(root)
+    assert verdict.failed
+    assert any(path.relative_to(root).as_posix() in line for line in verdict.lines)
+    (remedy,) = [line for line in verdict.lines if line.startswith("remedy: ")]
+    assert remedy == verdict.lines[-1]
+    if "00001" in damaged or "c/1" in damaged:
+        words = remedy.split(",")[0].split()
+        assert words[1:5] == ["sak", "store", "discard", str(root)]
+        planned = discard_part(root, words[5], int(words[6]), dry_run=True)
+        assert planned.startswith("would discard part 1 of ")
+        assert path.read_bytes() == data
+        assert discard_part(root, words[5], 1, dry_run=False).startswith("discarded part 1 of ")
+    else:
+        file = "column.json" if "zarr.json" in damaged else "this file"
+        assert f"delete {file}" in remedy or f"{file};" in remedy
+        (path.parent.parent / file if "zarr.json" in damaged else path).unlink()
+    extract([study_of(tiny_recipe(tmp_path, only="sak"))])
+    assert verify_store(root) == ((), False)
+    assert stored(root) == before
+
+
+def _die(*_: object) -> int:
+    os._exit(1)
+
+
+def test_a_killed_worker_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "make_part", _die)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(PipelineError, match=r"worker process was killed.*memory; lower extract\.workers \(now 2\)"):
+        extract([study_of(tiny_recipe(tmp_path, ["extract.workers=2"], only="sak"))])

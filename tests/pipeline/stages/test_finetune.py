@@ -203,3 +203,21 @@ def test_what_shapes_the_result_shapes_the_folder(finished: Finished, tmp_path: 
 
     assert name(override) != name()
     assert name("track.keep=7", "threads=2", "eval.batch=3") == name()
+
+
+def test_other_code_has_another_folder(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = finished.fresh(tmp_path, "distill=null", "finetune.alpha=0").runs[0].study
+    before = finetune_dir(study, tmp_path, hint=HINT).path
+    monkeypatch.setattr(module, "TRAINING", module.TRAINING + 1)
+    assert finetune_dir(study, tmp_path, hint=HINT).path != before
+
+
+def test_the_cosine_schedule_keeps_to_its_rates(finished: Finished, tmp_path: Path) -> None:
+    """A peak below the paper's final rate of stage 1 is still a peak."""
+    alone = ["distill=null", "finetune.alpha=0", "finetune.steps=5", "finetune.schedule=cosine", "finetune.lr=4e-6"]
+    lines = read_metrics(finetuned(finished, tmp_path / "a", *alone) / "metrics.jsonl")
+    assert [line["lr"] for line in lines] == sorted((line["lr"] for line in lines), reverse=True)
+    assert lines[0]["lr"] == 4e-6
+    rates = ["finetune.warmup=0.4", "finetune.start_lr=1e-6", "finetune.end_lr=2e-6"]
+    lines = read_metrics(finetuned(finished, tmp_path / "b", *alone, *rates) / "metrics.jsonl")
+    assert [line["lr"] for line in lines] == pytest.approx([1e-6, 2.5e-6, 4e-6, 3.5e-6, 2.5e-6])

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from pipeline.stages.inspect import list_store, list_teachers, show, verify_store
+from pipeline.stages.inspect import discard_part, list_store, list_teachers, show, verify_store
 from sak.teachers.registry import TEACHERS
 from store.errors import StoreError
 from store.store import Store
@@ -75,3 +75,50 @@ def test_no_store_is_said(tmp_path: Path) -> None:
 def test_every_builtin_teacher_is_listed() -> None:
     lines = list_teachers()
     assert [line.split(":")[0] for line in lines] == list(TEACHERS)
+
+
+def test_what_is_damaged_is_listed_as_that(finished: Finished, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(finished.root / "store", root)
+    names = Store.open(root).view_set_names()
+    columns = Store.open(root).column_names(names[1])
+    (root / "views" / names[0] / "view_set.json").write_text("{", encoding="utf-8")
+    (root / "columns" / names[1] / columns[0] / "column.json").write_text("{", encoding="utf-8")
+    (root / "columns" / names[2] / columns[0] / "commits" / "part-00000.json").write_text("{", encoding="utf-8")
+    console = Console(width=160, file=io.StringIO(), record=True)
+    console.print(list_store(root))
+    lines = console.export_text().splitlines()
+    damaged = [line for line in lines if "damaged" in line]
+    # The view set and its two columns, and one column of each of the others.
+    assert [any(name in line for name in (names[0], *columns)) for line in damaged] == [True] * 5
+    assert sum(names[0] in line for line in damaged) == 1
+    assert any(names[1] in line and "damaged" not in line for line in lines)
+    # Another view set, or the same column over it, can still be looked into.
+    assert yaml.safe_load(show(root, names[1]))["spec"]["name"] == names[1]
+
+
+def test_stray_files_are_to_be_deleted(finished: Finished, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(finished.root / "store", root)
+    view_set = Store.open(root).view_set_names()[0]
+    strays = ["notes.txt", f"views/{view_set}/images/part-00000.tar.bak"]
+    for stray in strays:
+        (root / stray).write_bytes(b"?")
+    assert [line for line in verify_store(root).lines if line.startswith("remedy: ")] == [
+        f"remedy: {stray}: delete it; no record needs it" for stray in strays
+    ]
+
+
+def test_a_part_that_cannot_be_discarded_is_said(finished: Finished) -> None:
+    root = finished.root / "store"
+    store = Store.open(root)
+    view_set = store.view_set_names()[0]
+    column = store.column_names(view_set)[0]
+    with pytest.raises(StoreError, match="expected a committed part, got 99; the first of them: 0, 1"):
+        discard_part(root, view_set, 99, dry_run=True)
+    with pytest.raises(StoreError, match=rf"several view sets have column .* name one of {view_set}/{column}, "):
+        discard_part(root, column, 0, dry_run=True)
+    with pytest.raises(StoreError, match="nobody"):
+        discard_part(root, "nobody", 0, dry_run=True)
+    with pytest.raises(StoreError, match=r"has no column 'nobody'"):
+        discard_part(root, f"{view_set}/nobody", 0, dry_run=True)

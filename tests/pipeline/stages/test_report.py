@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.recipes import Recipe
+from pipeline.report.data import ReportData
+from pipeline.stagedir import read_json, write_json
+from pipeline.stages import report as module
+from pipeline.stages.evaluate import evaluate_dir
 from pipeline.stages.report import report
+from pipeline.stages.run import substudies
 from tests.conftest import Finished
 from tests.tiny_recipe import HINT, run_stages, tiny_recipe
 
@@ -38,3 +46,92 @@ def test_an_unfinished_recipe_has_no_page(finished: Finished, tmp_path: Path) ->
     with pytest.raises(PipelineError, match=f"not done .*; run: {HINT}"):
         report(finished.fresh(tmp_path / "out"), tmp_path / "page.html", hint=HINT)
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Recipe:
+    """The finished recipe over a copy of its results, to be changed."""
+    shutil.copytree(finished.recipe.out, tmp_path / "out")
+    return tiny_recipe(finished.root, [f"out={tmp_path}/out"])
+
+
+def data_of(recipe: Recipe, folder: Path, patch: pytest.MonkeyPatch) -> ReportData:
+    """What the page of a recipe shows."""
+    shown: list[ReportData] = []
+    patch.setattr(module, "write_report", lambda data, _: shown.append(data))
+    report(recipe, folder / "page.html", hint=HINT)
+    return shown[0]
+
+
+def gallery_of(recipe: Recipe, run: int, part: int = 0) -> Path:
+    _, study = substudies(recipe.runs[run])[part]
+    return evaluate_dir(study, recipe.out, hint=HINT).path / "gallery.npz"
+
+
+def arrays_of(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def reordered(path: Path, order: list[int]) -> None:
+    """Rewrite a gallery with its samples in another order, or with fewer."""
+    np.savez_compressed(path, **{name: array[order] for name, array in arrays_of(path).items()})
+
+
+def test_predictions_stand_below_their_own_image(
+    copied: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run, part in ((1, 0), (2, 1)):
+        reordered(gallery_of(copied, run, part), [1, 0])
+    gallery = data_of(copied, tmp_path, monkeypatch).gallery
+    first, second = arrays_of(gallery_of(copied, 0)), arrays_of(gallery_of(copied, 1))
+    assert not np.array_equal(second["image"][0], second["image"][1])
+    assert [sample.key for sample in gallery] == first["key"].tolist() == second["key"].tolist()[::-1]
+    for index, sample in enumerate(gallery):
+        assert np.array_equal(sample.image, first["image"][index])
+        assert np.array_equal(sample.labels["depth"], second["label/depth"][1 - index])
+        assert np.array_equal(sample.predictions["no-distill"]["depth"], second["pred/depth"][1 - index])
+        assert {*sample.predictions["single-task"]} == {"semseg", "depth"}
+        assert len(sample.features) == 4
+
+
+def test_only_samples_of_every_run_are_shown(copied: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = arrays_of(gallery_of(copied, 0))["key"][1]
+    reordered(gallery_of(copied, 2, 1), [1])
+    assert [sample.key for sample in data_of(copied, tmp_path, monkeypatch).gallery] == [key]
+
+
+def test_another_crop_of_an_image_is_another_sample(
+    copied: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = arrays_of(gallery_of(copied, 1))
+    arrays["image"][0] ^= 1
+    np.savez_compressed(gallery_of(copied, 1), **arrays)
+    assert [sample.key for sample in data_of(copied, tmp_path, monkeypatch).gallery] == [arrays["key"][1]]
+
+
+def test_speeds_are_measured_or_left_out(copied: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = gallery_of(copied, 0).with_name("stage.json")
+    write_json(path, read_json(path) | {"seconds": 0.0})
+    costs = data_of(copied, tmp_path, monkeypatch).costs
+    assert [(cost.stage, cost.run) for cost in costs if cost.rate == "–"] == [("eval", "sak")]
+    assert {cost.stage for cost in costs if cost.seconds > 0} == {"extract", "distill", "finetune", "eval"}
+    assert all(float(cost.rate.split()[0]) < 1e6 for cost in costs if cost.rate != "–")
+
+
+def test_device_and_versions_are_those_of_the_runs(
+    finished: Finished, copied: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = sorted((tmp_path / "out").glob("*/stage.json"))
+    for path in paths:
+        write_json(path, read_json(path) | {"device": "Engine A", "versions": {"torch": "1.0", "timm": "0.1"}})
+    # No machine has this device, and none is needed: the page is made of records.
+    recipe = tiny_recipe(finished.root, [f"out={tmp_path}/out", "device=cuda:63"])
+    data = data_of(recipe, tmp_path, monkeypatch)
+    assert (data.created, dict(data.versions)) == ("Engine A", {"torch": "1.0", "timm": "0.1"})
+    assert not any("Engine" in note or "changed" in note for note in data.notes)
+    write_json(paths[0], read_json(paths[0]) | {"device": "Engine B", "versions": {"torch": "2.0", "timm": "0.1"}})
+    data = data_of(recipe, tmp_path, monkeypatch)
+    assert sorted(data.created.split(" / ")) == ["Engine A", "Engine B"]
+    assert sorted(data.versions["torch"].split(" / ")) == ["1.0", "2.0"]
+    assert any("the device, torch changed between stages" in note for note in data.notes)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.errors import PipelineError
 from pipeline.results import main_values
@@ -97,3 +98,30 @@ def test_collecting_before_the_end_names_stage_and_command(finished: Finished, t
 
 def test_stages_are_run_in_order() -> None:
     assert STAGES == ("extract", "distill", "finetune", "eval")
+
+
+@pytest.mark.parametrize(
+    ("error", "where"), [(torch.OutOfMemoryError("CUDA out of memory"), "the GPU"), (MemoryError(), "this machine")]
+)
+def test_want_of_memory_names_the_key_to_lower(
+    error: Exception, where: str, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(distill, "train", fail)
+    recipe = finished.fresh(tmp_path)
+    with pytest.raises(PipelineError, match=rf"distill: {where} ran out of memory; lower distill\.batch"):
+        run_stage("distill", recipe, recipe.runs, hint=HINT)
+
+
+def test_checkpoints_left_by_a_kill_at_the_end_are_tidied(finished: Finished, tmp_path: Path) -> None:
+    recipe = finished.fresh(tmp_path)
+    run_stages(recipe, ["distill", "finetune"])
+    folders = [*recipe.out.glob("distill-*"), *recipe.out.glob("finetune-*")]
+    assert len(folders) == 2
+    assert not list(recipe.out.glob("*/checkpoints"))
+    for folder in folders:
+        (folder / "checkpoints").mkdir()
+    run_stages(recipe, ["distill", "finetune"])
+    assert not list(recipe.out.glob("*/checkpoints"))

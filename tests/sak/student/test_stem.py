@@ -10,7 +10,7 @@ import timm
 import torch
 
 from sak.errors import CheckpointError, SakError, UnknownNameError
-from sak.student.stem import build_stem, default_levels, run_stem, stem_grid
+from sak.student.stem import build_stem, default_levels, run_stem, stem_grid, stem_width
 from sak.weights import save_weights
 from tests.sak.student.tiny import GRID, IMAGE_SIZE, STAGE1, images
 
@@ -77,7 +77,10 @@ def test_an_image_size_off_the_patch_grid_is_refused() -> None:
         build_stem(NAME, image_size=(16, 20), overrides=TINY)
 
 
-@pytest.mark.parametrize("overrides", [{"embed_dimm": 32}, {"embed_dim": 32, "num_heads": 5}])
+@pytest.mark.parametrize(
+    "overrides",
+    [{"embed_dimm": 32}, {"embed_dim": 32, "num_heads": 5}, {"num_heads": 0}, {"patch_size": -8}, {"mlp_ratio": -1}],
+)
 def test_overrides_that_timm_refuses_are_reported(overrides: dict[str, int]) -> None:
     with pytest.raises(SakError, match="correct the overrides"):
         build_stem(NAME, image_size=(224, 224), overrides={**overrides, "depth": 4})
@@ -121,3 +124,12 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     timm_checkpoint(tmp_path / "w.safetensors", IMAGE_SIZE, depth=4)
     with pytest.raises(CheckpointError, match=r"w\.safetensors.*blocks\.4\.norm1\.weight"):
         build_stem(NAME, image_size=IMAGE_SIZE, overrides=TINY, checkpoint=tmp_path / "w.safetensors")
+
+
+def test_the_width_is_found_by_name_and_overrides() -> None:
+    assert stem_width("vit_tiny_patch16_224", overrides={}) == 192
+    assert stem_width("vit_tiny_patch16_224", overrides={"embed_dim": 48}) == 48
+    with pytest.raises(UnknownNameError, match="vit_nope"):
+        stem_width("vit_nope", overrides={})
+    with pytest.raises(SakError, match="plain vision transformer"):
+        stem_width("resnet18", overrides={"embed_dim": 48})
