@@ -1,4 +1,4 @@
-"""Joins images, labels and encoded targets by row, ahead of the training step.
+"""Joins images, labels and encoded targets by row, ahead of the training step where that pays.
 
 The order of rows is a pure function of (seed, step): training resumed at step ``s`` sees what an uninterrupted run saw.
 """
@@ -119,12 +119,25 @@ class Loader:
             self._cycle = (cycle, order[self._mask[order]])
         return self._cycle[1][index * self._batch : (index + 1) * self._batch]
 
-    def batches(self, start: int, stop: int, /) -> Generator[Batch, None, None]:
-        """Batches of steps ``start`` to ``stop - 1``, read ahead by one thread; its errors are raised here.
+    def batches(self, start: int, stop: int, /, *, ahead: int | None = None) -> Generator[Batch, None, None]:
+        """Batches of steps ``start`` to ``stop - 1``.
 
-        Closing the generator ends the thread.
+        Args:
+            ahead: How many batches a thread reads ahead; its errors are raised here, and closing the generator ends
+                it. 0 reads each batch when it is asked for. ``None`` takes 4 beside an accelerator and 0 on a CPU,
+                where the step itself uses every core: there a reader thread doubled the step (60 to 125 ms on 2
+                cores, docs/studies/cpu_loader.md), because torch's threads wait for each other at every operation.
         """
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=_AHEAD)
+        if ahead is None:
+            ahead = 0 if self._device.type == "cpu" else _AHEAD
+        if ahead:
+            yield from self._read_ahead(start, stop, ahead=ahead)
+        else:
+            for step in range(start, stop):
+                yield self._to_device(self._read(step))
+
+    def _read_ahead(self, start: int, stop: int, *, ahead: int) -> Generator[Batch, None, None]:
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=ahead)
         closed = threading.Event()
 
         def put(item: Batch | BaseException) -> None:

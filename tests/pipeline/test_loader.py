@@ -114,12 +114,13 @@ def test_fewer_rows_than_a_batch_is_said(tmp_path: Path) -> None:
         Loader(view_set, batch=4, seed=0)
 
 
-def test_batches_hold_their_rows_and_skip_the_bad(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_batches_hold_their_rows_and_skip_the_bad(tmp_path: Path, ahead: int) -> None:
     bad = frozenset({0, 3, 7, 8})
     view_set = make_views(tmp_path / "store", images=11, bad=bad)
     loader = Loader(view_set, batch=3, seed=5, tasks=("sal",))
     seen: set[int] = set()
-    for number, batch in enumerate(loader.batches(0, 10)):
+    for number, batch in enumerate(loader.batches(0, 10, ahead=ahead)):
         assert batch.step == number
         assert np.array_equal(batch.rows, loader.rows(number))
         assert batch.pixels[:, 0, 0, 0].tolist() == batch.rows.tolist()
@@ -151,12 +152,12 @@ def test_errors_of_the_thread_are_raised_in_the_consumer(tmp_path: Path) -> None
     data[600] ^= 1
     tar.write_bytes(bytes(data))
     with pytest.raises(CorruptShardError, match=r"part-00001\.tar"):
-        list(Loader(view_set, batch=2, seed=0).batches(0, 50))
+        list(Loader(view_set, batch=2, seed=0).batches(0, 50, ahead=2))
     assert loader_threads() == []
 
 
 def test_a_consumer_that_stops_ends_the_thread(tmp_path: Path) -> None:
-    batches = Loader(make_views(tmp_path / "store", images=8), batch=2, seed=0).batches(0, 10_000)
+    batches = Loader(make_views(tmp_path / "store", images=8), batch=2, seed=0).batches(0, 10_000, ahead=4)
     next(batches)
     assert len(loader_threads()) == 1
     batches.close()
@@ -169,17 +170,25 @@ def test_targets_are_read_for_the_rows_of_the_batch(tmp_path: Path) -> None:
 
         def __init__(self) -> None:
             self.asked: list[list[int]] = []
+            self.threads: set[str] = set()
 
         def read(self, rows: NDArray[np.int64], /) -> dict[str, list[dict[str, Any]]]:
-            assert threading.current_thread().name == "sak-loader"
+            self.threads.add(threading.current_thread().name)
             self.asked.append(rows.tolist())
             return {"teacher": [{"values": rows.copy()}]}
 
     targets: Any = Targets()
     loader = Loader(make_views(tmp_path / "store", images=8), batch=2, seed=0, targets=targets)
-    for batch in loader.batches(0, 6):
+    for batch in loader.batches(0, 6, ahead=2):
         assert np.array_equal(batch.encoded["teacher"][0]["values"], batch.rows)
     assert targets.asked == [loader.rows(step).tolist() for step in range(6)]
+    assert targets.threads == {"sak-loader"}
+
+
+def test_on_a_cpu_no_thread_competes_with_the_step(tmp_path: Path) -> None:
+    batches = Loader(make_views(tmp_path / "store", images=4), batch=2, seed=0).batches(0, 3)
+    next(batches)
+    assert loader_threads() == []
 
 
 def test_samples_beyond_the_memory_bound_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
