@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -96,7 +97,8 @@ def run(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> N
     loaded = _load(recipe, overrides)
     from pipeline.stages.run import STAGES
 
-    _stages(STAGES, loaded, only, hint=_hint("run", recipe, overrides))
+    with _made_by("run", recipe, overrides):
+        _stages(STAGES, loaded, only)
     if only:
         print(f"finished {', '.join(only)}; the table and report need every run of the recipe")
     else:
@@ -109,7 +111,8 @@ def extract(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) 
 
     The only stage that loads teachers, unless a recipe says targets: online.
     """
-    _stages(("extract",), _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
+    with _made_by("run", recipe, overrides):
+        _stages(("extract",), _load(recipe, overrides), only)
 
 
 @app.command(epilog="Example:  sak distill workflows/quickstart.yaml --run sak")
@@ -118,7 +121,8 @@ def distill(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) 
 
     Needs what sak extract writes.
     """
-    _stages(("distill",), _load(recipe, overrides), only, hint=_hint("extract", recipe, overrides))
+    with _made_by("extract", recipe, overrides):
+        _stages(("distill",), _load(recipe, overrides), only)
 
 
 @app.command(epilog="Example:  sak finetune workflows/quickstart.yaml finetune.alpha=0.5 --run sak")
@@ -127,13 +131,15 @@ def finetune(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None)
 
     Needs what sak extract and, for runs that have a stage 1, sak distill write.
     """
-    _stages(("finetune",), _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
+    with _made_by("run", recipe, overrides):
+        _stages(("finetune",), _load(recipe, overrides), only)
 
 
 @app.command(name="eval", epilog="Example:  sak eval workflows/quickstart.yaml --run sak")
 def evaluate(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
     """Score finished students, alone, on held-out images: every task's metric, router weights, pictures."""
-    _stages(("eval",), _load(recipe, overrides), only, hint=_hint("run", recipe, overrides))
+    with _made_by("run", recipe, overrides):
+        _stages(("eval",), _load(recipe, overrides), only)
 
 
 @app.command(epilog="Example:  sak report workflows/quickstart.yaml --out talk.html")
@@ -151,7 +157,8 @@ def report(
     from pipeline.stages.report import report as write
 
     path = out or loaded.out / "report.html"
-    results = write(loaded, path, hint=_hint("run", recipe, overrides))
+    with _made_by("run", recipe, overrides):
+        results = write(loaded, path)
     _print_table(results_table(results))
     print(f"report: {path}")
 
@@ -174,12 +181,12 @@ def export(
 ) -> None:
     """Write a finished run's weights as safetensors."""
     loaded = _load(recipe, overrides)
+    from pipeline.runs import find_study
     from pipeline.stages.export import export as write
-    from pipeline.stages.run import find_study
 
-    hint = _hint("run", recipe, overrides)
     study = find_study(loaded, run_name)
-    size = write(study, loaded.out, out, what=what.value, dtype=dtype.value, hint=hint)
+    with _made_by("run", recipe, overrides):
+        size = write(study, loaded.out, out, what=what.value, dtype=dtype.value)
     print(f"{out}: {size / 1e6:.2f} MB")
 
 
@@ -263,13 +270,14 @@ def teachers_ls() -> None:
         print(line)
 
 
-def _stages(stages: Sequence[str], recipe: Recipe, only: list[str] | None, *, hint: str) -> None:
-    from pipeline.stages.run import prepare, run_stage, select
+def _stages(stages: Sequence[str], recipe: Recipe, only: list[str] | None) -> None:
+    from pipeline.runs import select
+    from pipeline.stages.run import prepare, run_stage
 
     plans = select(recipe, only or [])
     prepare(recipe, plans, stages=stages)
     for stage in stages:
-        run_stage(stage, recipe, plans, hint=hint)
+        run_stage(stage, recipe, plans)
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
@@ -278,8 +286,16 @@ def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
     return load_recipe(recipe, overrides or [])
 
 
-def _hint(command: str, recipe: Path, overrides: list[str] | None) -> str:
-    return shlex.join(["sak", command, str(recipe), *(overrides or [])])
+@contextmanager
+def _made_by(command: str, recipe: Path, overrides: list[str] | None) -> Iterator[None]:
+    """Note on errors about what is not made yet the command that makes it: only here are recipe and overrides known."""
+    from pipeline.errors import UNFINISHED
+
+    try:
+        yield
+    except UNFINISHED as error:
+        error.add_note(f"make it with: {shlex.join(['sak', command, str(recipe), *(overrides or [])])}")
+        raise
 
 
 def _print_table(table: Table) -> None:
@@ -323,7 +339,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, RecipeError):
         _complain(str(error))
     elif isinstance(error, EXPECTED):
-        _complain(" ".join(str(error).split()))
+        _complain(" ".join("; ".join([str(error), *getattr(error, "__notes__", ())]).split()))
     elif isinstance(error, OSError) and error.filename is not None:
         _complain(f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk")
     elif isinstance(error, OSError) and error.errno in _NO_SPACE:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from sak.errors import SakError
-from store.errors import StoreError
+from store.errors import MissingColumnError, MissingRowsError, StoreError
 
-__all__ = ["EXPECTED", "BadImageError", "DataError", "Interrupted", "PipelineError", "RecipeError"]
+__all__ = [
+    "EXPECTED",
+    "UNFINISHED",
+    "BadImageError",
+    "DataError",
+    "Interrupted",
+    "NotDoneError",
+    "PipelineError",
+    "RecipeError",
+]
 
 
 class PipelineError(ValueError):
@@ -20,6 +29,10 @@ class Interrupted(PipelineError):
     """Training was asked to stop; a checkpoint was written and the same command continues."""
 
 
+class NotDoneError(PipelineError):
+    """A stage or view set that is needed is not done, or not complete; the message names it."""
+
+
 class DataError(PipelineError):
     """A data set, folder or file that is missing or malformed."""
 
@@ -29,3 +42,6 @@ class BadImageError(DataError):
 
 
 EXPECTED: tuple[type[Exception], ...] = (PipelineError, SakError, StoreError)
+
+# Not wrong, only not made yet: the command line, which knows recipe and overrides, adds the command that makes it.
+UNFINISHED: tuple[type[Exception], ...] = (NotDoneError, MissingColumnError, MissingRowsError)

@@ -26,8 +26,9 @@ from pipeline.errors import Interrupted, PipelineError
 from pipeline.loader import Batch, Loader
 from pipeline.runtime import autocast
 from pipeline.tracking import CONSOLE, MetricsLog, ProgressBar, progress_bar
+from store.viewset import ViewSet
 
-__all__ = ["TRAINING", "Interrupted", "TrainPlan", "train"]
+__all__ = ["TRAINING", "Interrupted", "TrainPlan", "length_line", "steps_of", "train"]
 
 # Raise it whenever the same configuration, views and targets would train to other weights: a change of the networks,
 # their start, the losses, the schedules, the order of rows or the optimiser. Stages that older code finished are then
@@ -61,6 +62,21 @@ class TrainPlan:
     clip: float
     precision: str
     track: TrackConfig
+
+
+def steps_of(steps: int | None, epochs: float | None, /, *, images: int, batch: int) -> int:
+    """Optimiser steps; an epoch is one pass over as many rows as there are images, whatever their number of views."""
+    if steps is not None:
+        return steps
+    assert epochs is not None
+    return max(1, round(epochs * images / batch))
+
+
+def length_line(view_set: ViewSet, /, *, steps: int, batch: int) -> str:
+    """The batch arithmetic of a stage, for a person to check."""
+    spec, rows = view_set.spec, steps * batch
+    epochs = f"{rows / spec.images:.1f} epochs of {spec.images} images x {spec.views} views"
+    return f"{steps} steps x {batch} = {rows} images = {epochs}"
 
 
 @dataclass(slots=True)

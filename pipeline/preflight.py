@@ -14,12 +14,11 @@ import torch
 
 from pipeline.config import DataConfig, Study
 from pipeline.errors import EXPECTED, RecipeError
+from pipeline.identity import distill_dir, finetune_dir
 from pipeline.images.sample import ImageSource
+from pipeline.needs import needs
 from pipeline.runtime import autocast, pick_device
 from pipeline.stagedir import StageDir
-from pipeline.stages.distill import distill_dir
-from pipeline.stages.extract import needs
-from pipeline.stages.finetune import finetune_dir
 from pipeline.students import student_spec
 from pipeline.viewsets import cached_source
 from sak.student.model import build_student
@@ -72,7 +71,7 @@ def _device(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
     ):
         if config and stage in stages:
             wrong = [*_trial(partial(autocast, device, precision=config.precision), key=f"{stage}:")]
-            if wrong and not _is_done(partial(folder, study, out, hint="")):
+            if wrong and not _is_done(partial(folder, study, out)):
                 yield from wrong
 
 

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from pipeline.config import RunConfig, Study
 from pipeline.errors import RecipeError
 
-__all__ = ["Recipe", "RunPlan", "load_recipe", "parse_override", "plain", "recipe_from_mapping"]
+__all__ = ["Recipe", "RunPlan", "load_recipe", "parse_override", "recipe_from_mapping"]
 
 T = TypeVar("T")
 
@@ -158,23 +158,6 @@ def _parse(text: str) -> object:
         return loader.get_single_data()
     finally:
         loader.dispose()
-
-
-def plain(config: object, /) -> dict[str, object]:
-    """A configuration object as JSON-ready data, for fingerprints and records."""
-    assert dataclasses.is_dataclass(config)
-    assert not isinstance(config, type)
-    return {item.name: _plain_value(getattr(config, item.name)) for item in dataclasses.fields(config)}
-
-
-def _plain_value(value: object) -> object:
-    if dataclasses.is_dataclass(value):
-        return plain(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_value(item) for item in value]
-    return value
 
 
 def _expand(

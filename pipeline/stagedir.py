@@ -139,7 +139,7 @@ def write_json(path: Path, data: Mapping[str, object], /) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(_finite(data), file, indent=1, sort_keys=True, allow_nan=False)
+        json.dump(_finite(data), file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

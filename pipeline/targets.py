@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.config import Study
 from sak.teachers.identity import teacher_identity
 from sak.teachers.model import Teacher, load_teacher
 from sak.teachers.spec import TeacherSpec
@@ -21,6 +23,7 @@ from store.codecs.registry import choose_codec
 from store.column import Column
 from store.errors import MissingColumnError, StoreError
 from store.store import Store
+from store.viewset import ViewSet
 
 __all__ = [
     "CachedTargets",
@@ -31,6 +34,9 @@ __all__ = [
     "codec_label",
     "find_column",
     "find_columns",
+    "study_columns",
+    "target_source",
+    "teacher_specs",
 ]
 
 # teacher -> level -> part name -> tensor (B, ...): what crosses disk and PCIe
@@ -149,12 +155,12 @@ def find_column(store: Store, spec: TeacherSpec, /, *, view_set: str, codec: Cod
 
 
 def find_columns(
-    store: Store, specs: Sequence[TeacherSpec], /, *, view_set: str, codec: CodecChoice, hint: str
+    store: Store, specs: Sequence[TeacherSpec], /, *, view_set: str, codec: CodecChoice
 ) -> dict[str, Column]:
     """Complete columns of several teachers.
 
     Raises:
-        MissingColumnError: A column is absent or incomplete; the message names it and the command that makes it.
+        MissingColumnError: A column is absent or incomplete; the message names it.
     """
     found: dict[str, Column] = {}
     known = view_set in store.view_set_names()
@@ -163,7 +169,37 @@ def find_columns(
         if column is None or column.missing_parts():
             state = "absent" if column is None else f"incomplete ({len(column.missing_parts())} shards missing)"
             what = f"the {codec_label(codec)} column of teacher {spec.name} over view set {view_set}"
-            raise MissingColumnError(f"store {store.root.path}: {what} is {state}; make it with: {hint}")
+            raise MissingColumnError(f"store {store.root.path}: {what} is {state}")
         column.check_join(store.view_set(view_set))
         found[spec.name] = column
     return found
+
+
+def teacher_specs(study: Study, /) -> dict[str, TeacherSpec]:
+    """The teachers that a study's student learns from, by name."""
+    return {name: study.teachers[name].spec(name) for name in study.student_teachers}
+
+
+def study_columns(study: Study, /, *, view_set: str) -> dict[str, Column]:
+    """Complete columns of a study's teachers over a view set.
+
+    Raises:
+        MissingColumnError: There is no store, or as ``find_columns``.
+    """
+    specs, codec = list(teacher_specs(study).values()), study.extract.codec
+    if not Path(study.store).exists():
+        names = ", ".join(spec.name for spec in specs)
+        what = f"the {codec_label(codec)} columns of teachers {names} over view set {view_set} are absent"
+        raise MissingColumnError(f"store {study.store}: there is none yet, so {what}")
+    return find_columns(Store.open(study.store), specs, view_set=view_set, codec=codec)
+
+
+def target_source(study: Study, view_set: ViewSet, /, *, kind: str, device: torch.device) -> TargetSource:
+    """Targets of the student's teachers over a view set: stored, or (``kind="online"``) from live teachers.
+
+    Raises:
+        MissingColumnError: As ``study_columns``.
+    """
+    if kind == "online":
+        return OnlineTargets(teacher_specs(study), device=device)
+    return CachedTargets(study_columns(study, view_set=view_set.name))

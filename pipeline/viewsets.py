@@ -13,8 +13,8 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.config import DataConfig, SourceConfig
-from pipeline.errors import BadImageError
+from pipeline.config import DataConfig, SourceConfig, Study
+from pipeline.errors import BadImageError, NotDoneError
 from pipeline.images.registry import open_source
 from pipeline.images.sample import ImageSource
 from pipeline.pixels import encode_sample
@@ -23,8 +23,9 @@ from store.order import row_samples
 from store.rows import ViewRow
 from store.spec import ViewSetSpec
 from store.store import Store
+from store.viewset import ViewSet
 
-__all__ = ["VIEWS", "cached_source", "end_with_parent", "make_part", "view_set_spec", "view_size"]
+__all__ = ["VIEWS", "cached_source", "complete_views", "end_with_parent", "make_part", "view_set_spec", "view_size"]
 
 # Raise it whenever the same configuration and source would give other rows: other draws, pixels, labels, encodings.
 VIEWS = 1
@@ -70,6 +71,20 @@ def view_size(spec: ViewSetSpec, /) -> tuple[int, int]:
     """Height and width of a view set's images."""
     height, width = spec.view["size"]
     return int(height), int(width)
+
+
+def complete_views(study: Study, data: DataConfig, /, *, labels: bool) -> ViewSet:
+    """The stored view set of a data configuration.
+
+    Raises:
+        MissingColumnError: It is absent.
+        NotDoneError: It is incomplete.
+    """
+    view_set = Store.open(study.store).view_set(view_set_spec(data, labels=labels).name)
+    if view_set.missing_parts():
+        lacks = f"{len(view_set.missing_parts())} of {view_set.spec.parts} shards"
+        raise NotDoneError(f"store {study.store}: view set {view_set.name} lacks {lacks}")
+    return view_set
 
 
 def make_part(root: str, name: str, part: int, data: DataConfig) -> int:

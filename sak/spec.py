@@ -106,9 +106,12 @@ class StudentSpec:
         return (width,) * 4 if isinstance(width, int) else tuple(width)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values, fit for JSON.
+
+        Teachers are pairs, not a mapping: their order is the order of a router's experts, and JSON writers sort keys.
+        """
         plain = asdict(self)
-        widths = {name: got if isinstance(got, int) else list(got) for name, got in self.teacher_widths.items()}
+        widths = [[name, got if isinstance(got, int) else list(got)] for name, got in self.teacher_widths.items()]
         return plain | {"image_size": list(self.image_size), "levels": list(self.levels), "teacher_widths": widths}
 
     @classmethod
@@ -125,6 +128,6 @@ class StudentSpec:
         values = dict(plain)
         rows, columns = values["image_size"]
         values |= {"image_size": (int(rows), int(columns)), "levels": tuple(values.get("levels", ()))}
-        widths = values.get("teacher_widths", {})
-        values["teacher_widths"] = {name: got if isinstance(got, int) else tuple(got) for name, got in widths.items()}
+        widths = values.get("teacher_widths", [])
+        values["teacher_widths"] = {name: got if isinstance(got, int) else tuple(got) for name, got in widths}
         return cls(**values)

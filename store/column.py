@@ -39,7 +39,7 @@ class Column:
         self.folder = f"columns/{view_set.name}/{name}"
         self.spec, self.objects = load_column(root, self.folder)
         self.arrays: tuple[LevelArray, ...] = level_arrays(self.spec)
-        self.commits = CommitLog(root, self.folder, spec=view_set.spec, hint=self._options.hint)
+        self.commits = CommitLog(root, self.folder, spec=view_set.spec)
         self._shards = ShardCache(root, verify=self._options.verify)
         self._zarr = (
             None

@@ -15,9 +15,8 @@ from store.root import Root
 from store.shard import ObjectDigest
 from store.spec import ViewSetSpec
 
-__all__ = ["DEFAULT_HINT", "CommitLog", "PartCommit", "Summary", "digest_objects", "part_name"]
+__all__ = ["CommitLog", "PartCommit", "Summary", "digest_objects", "part_name"]
 
-DEFAULT_HINT = "run sak extract RECIPE to complete them"
 _RECORD = re.compile(r"part-(\d{5,12})\.json")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -123,14 +122,12 @@ class CommitLog:
 
     Args:
         folder: The owner's folder, ``views/<name>`` or ``columns/<view set>/<name>``.
-        hint: What to do about missing rows, put at the end of that error.
     """
 
-    def __init__(self, root: Root, folder: str, *, spec: ViewSetSpec, hint: str) -> None:
+    def __init__(self, root: Root, folder: str, *, spec: ViewSetSpec) -> None:
         self._root = root
         self._folder = folder
         self._spec = spec
-        self._hint = hint
         self._known: dict[int, PartCommit] = {}
 
     def path(self, part: int, /) -> str:
@@ -176,7 +173,7 @@ class CommitLog:
         """Records of parts.
 
         Raises:
-            MissingRowsError: Some are not committed; names their rows and how to complete them.
+            MissingRowsError: Some are not committed; names their rows.
         """
         found = {part: self.find(part) for part in parts}
         missing = sorted(part for part, commit in found.items() if commit is None)
@@ -184,7 +181,7 @@ class CommitLog:
             ranges = [self._spec.part_rows(part) for part in missing]
             shown = ", ".join(f"{rows.start} to {rows.stop - 1}" for rows in ranges[:8])
             more = f" and {len(ranges) - 8} more parts" if len(ranges) > 8 else ""
-            raise MissingRowsError(f"{self._folder}: rows {shown}{more} are not committed; {self._hint}")
+            raise MissingRowsError(f"{self._folder}: rows {shown}{more} are not committed")
         return [commit for commit in found.values() if commit is not None]
 
     def publish(self, commit: PartCommit, /, *, objects: Iterable[tuple[str, bytes]], seconds: float) -> PartCommit:

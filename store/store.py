@@ -99,7 +99,7 @@ class Store:
         check_name(name, what="view set name")
         if not self.root.exists(f"views/{name}/view_set.json"):
             found = ", ".join(self.root.names("views")) or "none"
-            raise MissingColumnError(f"{self.root.path}: no view set {name!r}, found {found}; sak extract makes it")
+            raise MissingColumnError(f"{self.root.path}: no view set {name!r}, found {found}")
         return ViewSet(self.root, name, options=self._options)
 
     def columns(self, view_set: str) -> tuple[Column, ...]:
@@ -126,8 +126,7 @@ class Store:
         found = self.column_names(view_set)
         if name not in found:
             raise MissingColumnError(
-                f"{self.root.path}: view set {view_set} has no column {name!r}, found {', '.join(found) or 'none'}; "
-                f"{self._options.hint}"
+                f"{self.root.path}: view set {view_set} has no column {name!r}, found {', '.join(found) or 'none'}"
             )
         return Column(self.root, name, view_set=views, options=self._options)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from store.commits import DEFAULT_HINT, CommitLog, PartCommit, Summary, part_name
+from store.commits import CommitLog, PartCommit, Summary, part_name
 from store.document import MAX_DOCUMENT_BYTES, parse_document
 from store.errors import CorruptShardError, FormatError
 from store.fingerprint import canonical_json, digest_bytes, digest_keys
@@ -35,15 +35,14 @@ class ReadOptions:
 
     ``verify``: ``shard`` compares each file's SHA-256 with its commit record when the process first touches it, and
     checks every row on every read; ``row`` only the latter; ``size`` does without row digests where a file's format
-    has none of its own (images). ``hint`` ends the error about missing rows. ``engine`` reads columns: ``direct``, or
-    through the ``zarr`` library, or through it with the ``zarrs`` codec pipeline; all give equal results.
+    has none of its own (images). ``engine`` reads columns: ``direct``, or through the ``zarr`` library, or through
+    it with the ``zarrs`` codec pipeline; all give equal results.
 
     Raises:
         FormatError: An option has an unknown value.
     """
 
     verify: str = "shard"
-    hint: str = DEFAULT_HINT
     engine: str = "direct"
 
     def __post_init__(self) -> None:
@@ -67,7 +66,7 @@ class ViewSet:
         self.spec = _load_spec(root, self.folder)
         if self.spec.name != name:
             raise FormatError(f"{self.folder}: expected the view set {name}, got {self.spec.name}; a folder was moved")
-        self.commits = CommitLog(root, self.folder, spec=self.spec, hint=self._options.hint)
+        self.commits = CommitLog(root, self.folder, spec=self.spec)
         self._indices: OrderedDict[int, tuple[IndexRow, ...]] = OrderedDict()
         self._verified: dict[int, Stamp] = {}
         self._lock = threading.Lock()

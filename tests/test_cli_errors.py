@@ -241,12 +241,29 @@ def test_pretrained_without_a_network_says_how_to_give_a_file(changes: list[str]
 def test_distill_before_extract_names_column_and_command(tmp_path: Path) -> None:
     write_recipe(tmp_path)
     done = sak("distill", "tiny.yaml", "distill.loss=cos", cwd=tmp_path)
-    refused(done, "first", "scenes-unlabeled-", "sak extract tiny.yaml distill.loss=cos")
+    line = refused(done, "first", "scenes-unlabeled-")
+    assert line.endswith(" are absent; make it with: sak extract tiny.yaml distill.loss=cos")
 
 
 def test_column_of_another_codec_is_missing(copy: Path) -> None:
     done = sak("distill", "tiny.yaml", "extract.codec=fp16", cwd=copy)
     refused(done, "fp16 column of teacher first", "is absent", "sak extract tiny.yaml extract.codec=fp16")
+
+
+def test_the_command_that_makes_it_is_quoted_for_the_shell(copy: Path) -> None:
+    done = sak("distill", "tiny.yaml", "extract.codec={name: fp16, clip: true}", cwd=copy)
+    refused(done, "is absent; make it with: sak extract tiny.yaml 'extract.codec={name: fp16, clip: true}'")
+
+
+def test_incomplete_views_are_named_with_the_command(copy: Path) -> None:
+    sorted(copy.glob("store/views/scenes-val-*/commits/*.json"))[0].unlink()
+    done = sak("eval", "tiny.yaml", "eval.gallery=1", "--run", "labels", cwd=copy)
+    refused(done, "view set scenes-val-", " lacks 1 of ", "; make it with: sak run tiny.yaml eval.gallery=1")
+
+
+def test_what_no_recipe_makes_names_no_command(finished: Path) -> None:
+    line = refused(sak("store", "info", "store", "nobody", cwd=finished))
+    assert "make it with" not in line
 
 
 def test_incomplete_column_is_named(copy: Path) -> None:

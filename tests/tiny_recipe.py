@@ -10,9 +10,8 @@ from typing import Any
 from pipeline.recipes import Recipe, recipe_from_mapping
 from pipeline.stages.run import STAGES, run_stage
 
-__all__ = ["HINT", "NETWORK", "files_of", "run_stages", "tiny_mapping", "tiny_recipe", "tree_digests"]
+__all__ = ["NETWORK", "files_of", "run_stages", "tiny_mapping", "tiny_recipe", "tree_digests"]
 
-HINT = "sak run tiny.yaml"
 NETWORK = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
 STEM = "vit_tiny_patch16_224"
 
@@ -67,7 +66,7 @@ def tiny_recipe(root: Path, overrides: Sequence[str] = (), /, *, out: str = "out
 def run_stages(recipe: Recipe, stages: Sequence[str] = STAGES, /) -> None:
     """Stages of every run, as ``sak run`` does."""
     for stage in stages:
-        run_stage(stage, recipe, recipe.runs, hint=HINT)
+        run_stage(stage, recipe, recipe.runs)
 
 
 def files_of(root: Path, /) -> list[str]:

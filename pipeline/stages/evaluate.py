@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Study
-from pipeline.errors import PipelineError
+from pipeline.errors import NotDoneError, PipelineError
+from pipeline.identity import evaluate_dir, last_stage_dir
 from pipeline.loader import load_samples
-from pipeline.recipes import plain
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir, write_json
-from pipeline.stages.distill import complete_views, distill_dir, target_source
-from pipeline.stages.finetune import finetune_dir
 from pipeline.students import Normalise
-from pipeline.targets import TargetSource
+from pipeline.targets import TargetSource, target_source
 from pipeline.tensors import to_tensors
 from pipeline.tracking import CONSOLE, progress_bar
-from pipeline.viewsets import view_set_spec
+from pipeline.viewsets import complete_views
 from sak.losses.distill import distill_loss
 from sak.metrics import TaskMetrics
 from sak.spec import StudentSpec
@@ -31,36 +29,34 @@ from sak.student.model import Student, StudentOutput, build_student
 from sak.weights import load_strict, load_weights
 from store.viewset import ViewSet
 
-__all__ = ["SCORING", "decode_predictions", "evaluate", "evaluate_dir", "trained_student"]
+__all__ = ["decode_predictions", "evaluate", "trained_student"]
 
 Array = NDArray[np.generic]
 
-# Raise it whenever the same network and views would get other metrics, router weights or gallery arrays.
-SCORING = 1
 
-
-def evaluate(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
+def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
     """Score a study's last stage, or find it scored.
 
     Writes ``metrics.json`` (task to metric to value; ``distill`` holds the held-out teacher loss where the network is
     still aligned to teachers), ``routers.json`` (task to mean mixing weights, level by expert) and ``gallery.npz``.
 
     Raises:
-        PipelineError: The last stage is not done, or the study has no ``data.eval``.
+        NotDoneError: The last stage is not done, or the views are incomplete.
+        PipelineError: The study has no ``data.eval``, or one of another data set.
     """
-    stage, data = evaluate_dir(study, out, hint=hint), study.data.eval
+    stage, data = evaluate_dir(study, out), study.data.eval
     assert data is not None
     if stage.done():
         CONSOLE.print(f"{label}: eval is done ({stage.path}), skipped")
         return stage
     device = pick_device(study.device)
     seed_everything(study.seed, threads=study.threads)
-    view_set = complete_views(study, data, labels=study.finetune is not None, hint=hint)
-    student, record = trained_student(_last_stage(study, out, hint=hint), device=device, hint=hint)
+    view_set = complete_views(study, data, labels=study.finetune is not None)
+    student, record = trained_student(last_stage_dir(study, out), device=device)
     if view_set.spec.dataset != record.get("dataset", ""):
         raise PipelineError(f"eval: trained on {record['dataset']}, but data.eval is {view_set.spec.dataset}")
     kind = study.final_targets
-    targets = target_source(study, view_set, kind=kind, device=device, hint=hint) if kind else None
+    targets = target_source(study, view_set, kind=kind, device=device) if kind else None
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
     scorer = _Scorer(student, normalise, view_set, targets, _loss_kind(study))
     with stage.work(device=device) as extra:
@@ -74,44 +70,21 @@ def evaluate(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     return stage
 
 
-def evaluate_dir(study: Study, out: Path, /, *, hint: str) -> StageDir:
-    """Where a score lives: a function of the trained network and of what it is scored on.
-
-    Raises:
-        PipelineError: The study trains nothing, or has no ``data.eval``.
-    """
-    if study.data.eval is None:
-        raise PipelineError("eval needs data.eval: images (with labels, to score tasks) and their views")
-    if study.finetune is None and study.distill is None:
-        raise PipelineError("eval needs a trained student: give the recipe distill, finetune or both")
-    inputs = {
-        "scoring": SCORING,
-        "trained": _last_stage(study, out, hint=hint).path.name,
-        "views": view_set_spec(study.data.eval, labels=study.finetune is not None).name,
-        "eval": plain(study.eval),
-    }
-    return StageDir.of(out, "eval", inputs=inputs)
-
-
-def trained_student(stage: StageDir, /, *, device: torch.device, hint: str) -> tuple[Student, dict[str, object]]:
+def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Student, dict[str, object]]:
     """The network of a finished stage, in eval mode, and the stage's record.
 
     Raises:
-        PipelineError: The stage is not done.
+        NotDoneError: The stage is not done.
         CheckpointError: Its weights do not fit its own description.
     """
     if not stage.done():
-        raise PipelineError(f"{stage.path}: this stage is not done; run: {hint}")
+        raise NotDoneError(f"{stage.path}: this stage is not done")
     record = stage.record()
     assert isinstance(record["spec"], dict)
     student = build_student(StudentSpec.from_dict(record["spec"]))
     path = stage.path / "student.safetensors"
     load_strict(student, load_weights(path), where=str(path))
     return student.to(device).eval(), record
-
-
-def _last_stage(study: Study, out: Path, *, hint: str) -> StageDir:
-    return finetune_dir(study, out, hint=hint) if study.finetune else distill_dir(study, out, hint=hint)
 
 
 def _loss_kind(study: Study) -> tuple[str, str]:

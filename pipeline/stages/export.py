@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Study
-from pipeline.errors import PipelineError
-from pipeline.stages.distill import distill_dir
-from pipeline.stages.finetune import finetune_dir
+from pipeline.errors import NotDoneError, PipelineError
+from pipeline.identity import last_stage_dir
 from sak.weights import load_weights, save_weights
 
 __all__ = ["DTYPES", "export"]
@@ -17,22 +16,23 @@ __all__ = ["DTYPES", "export"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def export(study: Study, out: Path, path: Path, /, *, what: str, dtype: str, hint: str) -> int:
+def export(study: Study, out: Path, path: Path, /, *, what: str, dtype: str) -> int:
     """Write the network (``what="student"``) or its stem alone as a timm state dict (``what="stem"``).
 
     Returns:
         Bytes of the file.
 
     Raises:
-        PipelineError: The run's last stage is not done, or ``what`` or ``dtype`` is not a choice.
+        NotDoneError: The run's last stage is not done.
+        PipelineError: ``what`` or ``dtype`` is not a choice.
     """
     if dtype not in DTYPES:
         raise PipelineError(f"export: dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     if study.finetune is None and study.distill is None:
         raise PipelineError("export needs a trained student: give the recipe distill, finetune or both")
-    stage = finetune_dir(study, out, hint=hint) if study.finetune else distill_dir(study, out, hint=hint)
+    stage = last_stage_dir(study, out)
     if not stage.done():
-        raise PipelineError(f"export: {stage.path} is not done; run: {hint}")
+        raise NotDoneError(f"export: {stage.path} is not done")
     state = load_weights(stage.path / "student.safetensors")
     if what == "stem":
         state = {name.removeprefix("stem."): tensor for name, tensor in state.items() if name.startswith("stem.")}

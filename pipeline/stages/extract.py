@@ -24,6 +24,7 @@ from torch import Tensor
 from pipeline.config import DataConfig, ExtractConfig, Study
 from pipeline.errors import PipelineError
 from pipeline.loader import load_samples
+from pipeline.needs import Need, needs
 from pipeline.runtime import pick_device
 from pipeline.targets import find_column
 from pipeline.tensors import to_tensors
@@ -39,32 +40,7 @@ from store.spec import ColumnSpec, LevelSpec
 from store.store import Store
 from store.viewset import ViewSet
 
-__all__ = ["Need", "extract", "needs"]
-
-
-class Need(NamedTuple):
-    """A view set that a study reads, and the teachers whose columns it reads over it."""
-
-    purpose: str
-    data: DataConfig
-    labels: bool
-    teachers: tuple[str, ...]
-
-
-def needs(study: Study, /) -> tuple[Need, ...]:
-    """What a study must find in the store; teachers that run online are not among it."""
-    found, teachers = [], study.student_teachers
-    if study.distill and study.data.distill:
-        stored = teachers if study.distill.targets == "cached" else ()
-        found.append(Need("distill", study.data.distill, False, stored))
-    if study.finetune and study.data.finetune:
-        stored = teachers if study.final_targets == "cached" else ()
-        found.append(Need("finetune", study.data.finetune, True, stored))
-    if study.data.eval:
-        # Teachers over held-out images give the held-out distillation loss and the report's feature pictures.
-        stored = teachers if study.final_targets == "cached" else ()
-        found.append(Need("eval", study.data.eval, study.finetune is not None, stored))
-    return tuple(found)
+__all__ = ["extract"]
 
 
 def extract(studies: Sequence[Study], /) -> None:

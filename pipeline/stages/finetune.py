@@ -9,17 +9,16 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pipeline.config import FinetuneConfig, Study
-from pipeline.errors import PipelineError
+from pipeline.errors import NotDoneError, PipelineError
+from pipeline.identity import distill_dir, finetune_dir
 from pipeline.loader import Batch, Loader
-from pipeline.loop import TRAINING, TrainPlan, train
-from pipeline.recipes import plain
+from pipeline.loop import TrainPlan, length_line, steps_of, train
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir
-from pipeline.stages.distill import complete_views, distill_dir, length_line, steps_of, target_identity, target_source
-from pipeline.students import Normalise, make_student, student_identity, student_spec
-from pipeline.targets import TargetSource
+from pipeline.students import Normalise, make_student, student_spec
+from pipeline.targets import TargetSource, target_source
 from pipeline.tracking import CONSOLE
-from pipeline.viewsets import view_set_spec, view_size
+from pipeline.viewsets import complete_views, view_size
 from sak.losses.distill import distill_loss
 from sak.losses.tasks import task_losses
 from sak.schedules import poly, warmup_cosine
@@ -29,33 +28,32 @@ from sak.tasks import dataset_spec
 from sak.weights import load_weights, save_weights
 from store.viewset import ViewSet
 
-__all__ = ["finetune", "finetune_dir", "tasks_of"]
+__all__ = ["finetune", "tasks_of"]
 
 _STAGE1_PARTS = ("stem.", "paths.", "norms.", "aligners.")
 
 
-def finetune(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
+def finetune(study: Study, out: Path, /, *, label: str) -> StageDir:
     """Train stage 2 of a study, or find it done. Stage 1 must be done if the study has one.
 
     Raises:
-        PipelineError: Stage 1 is not done, or a task is not in the data set.
+        NotDoneError: Stage 1 is not done, or the views are incomplete.
+        PipelineError: A task is not in the data set.
         MissingColumnError: alpha > 0 and the store lacks a column.
         Interrupted: Asked to stop; a checkpoint was written.
     """
     config, data = study.finetune, study.data.finetune
     assert config is not None
     assert data is not None
-    stage = finetune_dir(study, out, hint=hint)
+    stage = finetune_dir(study, out)
     if stage.done():
         CONSOLE.print(f"{label}: finetune is done ({stage.path}), skipped")
         return stage
     device = pick_device(study.device)
-    view_set = complete_views(study, data, labels=True, hint=hint)
+    view_set = complete_views(study, data, labels=True)
     tasks = tasks_of(study, view_set)
-    targets = (
-        target_source(study, view_set, kind=config.targets, device=device, hint=hint) if study.final_targets else None
-    )
-    student, spec = _student(study, out, view_set, tasks, targets, hint=hint)
+    targets = target_source(study, view_set, kind=config.targets, device=device) if study.final_targets else None
+    student, spec = _student(study, out, view_set, tasks, targets)
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed + 1, tasks=tasks, targets=targets, device=device)
     steps = steps_of(config.steps, config.epochs, images=view_set.spec.images, batch=config.batch)
@@ -81,25 +79,6 @@ def finetune(study: Study, out: Path, /, *, label: str, hint: str) -> StageDir:
     return stage
 
 
-def finetune_dir(study: Study, out: Path, /, *, hint: str) -> StageDir:
-    """Where stage 2 of a study lives: a function of everything its result depends on, stage 1 included."""
-    config, data = study.finetune, study.data.finetune
-    assert config is not None
-    assert data is not None
-    view_set = view_set_spec(data, labels=True).name
-    targets = target_identity(study, view_set, kind=config.targets, hint=hint) if study.final_targets else None
-    inputs = {
-        "training": TRAINING,
-        "seed": study.seed,
-        "views": view_set,
-        "targets": targets,
-        "stage1": distill_dir(study, out, hint=hint).fingerprint if study.distill else None,
-        "student": plain(study.student) | student_identity(study.student),
-        "finetune": plain(config),
-    }
-    return StageDir.of(out, "finetune", inputs=inputs)
-
-
 def tasks_of(study: Study, view_set: ViewSet, /) -> tuple[str, ...]:
     """Tasks of a study, in the data set's order.
 
@@ -116,7 +95,7 @@ def tasks_of(study: Study, view_set: ViewSet, /) -> tuple[str, ...]:
 
 
 def _student(
-    study: Study, out: Path, view_set: ViewSet, tasks: tuple[str, ...], targets: TargetSource | None, *, hint: str
+    study: Study, out: Path, view_set: ViewSet, tasks: tuple[str, ...], targets: TargetSource | None
 ) -> tuple[Student, StudentSpec]:
     """The stage-2 network, started from stage 1 when the study has one.
 
@@ -134,9 +113,9 @@ def _student(
     spec = student_spec(study.student, image_size=size, widths=widths, tasks=channels)
     student = make_student(study.student, spec, seed=study.seed, load_stem=study.distill is None)
     if study.distill:
-        stage1 = distill_dir(study, out, hint=hint)
+        stage1 = distill_dir(study, out)
         if not stage1.done():
-            raise PipelineError(f"finetune starts from stage 1, which is not done ({stage1.path}); run: {hint}")
+            raise NotDoneError(f"finetune starts from stage 1, which is not done ({stage1.path})")
         path = stage1.path / "student.safetensors"
         before = StudentSpec.from_dict(_mapping(stage1.record()["spec"]))
         grid = _grid(before, student)

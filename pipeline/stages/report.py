@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from pipeline.needs import needs
 from pipeline.recipes import Recipe
 from pipeline.report.colour import pca_colours
 from pipeline.report.data import (
@@ -25,9 +26,8 @@ from pipeline.report.data import (
 )
 from pipeline.report.render import write_report
 from pipeline.results import RunResult, RunStages, main_values
+from pipeline.runs import collect, stage_dirs
 from pipeline.stagedir import StageDir, read_json
-from pipeline.stages.extract import needs
-from pipeline.stages.run import collect, stage_dirs
 from pipeline.targets import find_column
 from pipeline.tracking import read_metrics
 from pipeline.viewsets import view_set_spec
@@ -39,14 +39,14 @@ __all__ = ["report"]
 Array = NDArray[np.generic]
 
 
-def report(recipe: Recipe, path: Path, /, *, hint: str) -> list[RunResult]:
+def report(recipe: Recipe, path: Path, /) -> list[RunResult]:
     """Write the report of a recipe whose stages are done; returns the table it shows.
 
     Raises:
-        PipelineError: A stage is not done.
+        NotDoneError: A stage is not done.
     """
-    results = collect(recipe, hint=hint)
-    runs = [stage_dirs(plan, recipe.out, hint=hint) for plan in recipe.runs]
+    results = collect(recipe)
+    runs = [stage_dirs(plan, recipe.out) for plan in recipe.runs]
     write_report(_data(recipe, results, runs), path)
     return results
 

@@ -17,7 +17,7 @@ from pipeline.errors import RecipeError
 from pipeline.recipes import Recipe, recipe_from_mapping
 from pipeline.stages.report import report
 from pipeline.viewsets import cached_source
-from tests.tiny_recipe import HINT, run_stages, tiny_mapping, tiny_recipe
+from tests.tiny_recipe import run_stages, tiny_mapping, tiny_recipe
 
 PACKAGE = str(Path(next(iter(pipeline.__path__))).resolve())
 CLASSES = [getattr(config, name) for name in config.__all__ if dataclasses.is_dataclass(getattr(config, name))]
@@ -58,7 +58,7 @@ def test_every_field_is_read_by_somebody(tmp_path: Path, reads: set[tuple[str, s
     cached_source.cache_clear()
     recipe = short(tmp_path)
     run_stages(recipe)
-    report(recipe, tmp_path / "report.html", hint=HINT)
+    report(recipe, tmp_path / "report.html")
     run_stages(short(tmp_path, "finetune.schedule=cosine", "finetune.warmup=0.5", f"out={tmp_path}/cosine"))
     photos = tmp_path / "photos"
     photos.mkdir()

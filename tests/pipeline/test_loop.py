@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.config import TrackConfig
 from pipeline.errors import PipelineError
 from pipeline.loader import Batch
-from pipeline.loop import Interrupted, TrainPlan, _Run, train
+from pipeline.loop import Interrupted, TrainPlan, _Run, steps_of, train
 from pipeline.tracking import read_metrics
 
 TRACK = TrackConfig(log_every=1, checkpoint_every=4, keep=2, tensorboard=False)
@@ -222,3 +222,10 @@ def test_the_norm_is_read_only_where_it_is_recorded(tmp_path: Path) -> None:
     named = run.step(batch, losses_of(model))
     assert isinstance(run.grad_norm, Tensor)
     assert run.record(0, named)["grad_norm"] == run.grad_norm.item() > 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "expected"), [(7, None, 7), (None, 2.0, 50), (None, 0.5, 12), (None, 0.001, 1)]
+)
+def test_an_epoch_is_a_pass_over_as_many_rows_as_images(steps: int | None, epochs: float | None, expected: int) -> None:
+    assert steps_of(steps, epochs, images=100, batch=4) == expected

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RecipeError
-from pipeline.recipes import load_recipe, parse_override, plain, recipe_from_mapping
+from pipeline.recipes import load_recipe, parse_override, recipe_from_mapping
 from tests.tiny_recipe import tiny_mapping
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.yaml"))
@@ -216,14 +216,6 @@ def test_without_runs_there_is_one(tmp_path: Path) -> None:
     assert [plan.name for plan in recipe.runs] == ["main"]
     assert recipe.out == Path("runs/where")
     assert recipe.runs[0].study == recipe.study
-
-
-def test_plain_is_json_of_everything(tmp_path: Path) -> None:
-    study = recipe_from_mapping(tiny_mapping(tmp_path)).study
-    data = json.loads(json.dumps(plain(study)))
-    assert data["data"]["eval"]["view"]["size"] == [32, 32]
-    assert data["teachers"]["first"]["levels"] == [0, 1, 2, 3]
-    assert data["distill"]["batch"] == 4
 
 
 @pytest.mark.parametrize(

@@ -61,3 +61,10 @@ def test_all_faults_are_listed_at_once() -> None:
 def test_unknown_and_missing_keys_are_named() -> None:
     with pytest.raises(SakError, match=r"unknown keys \['colour'\], missing keys \['stem'\]"):
         StudentSpec.from_dict({"image_size": [4, 4], "colour": 1})
+
+
+def test_the_order_of_teachers_survives_writers_that_sort_keys() -> None:
+    """It is the order of a router's experts: sorted, every gate would weigh another teacher's path."""
+    spec = replace(SPEC, teacher_widths={"zebra": 24, "ant": (24, 24, 12, 12), "moth": 8})
+    again = StudentSpec.from_dict(json.loads(json.dumps(spec.to_dict(), sort_keys=True)))
+    assert list(again.teacher_widths.items()) == list(spec.teacher_widths.items())

@@ -73,10 +73,8 @@ def test_decode_keeps_torch_tensors_torch(filled: Column):
 
 def test_rows_of_uncommitted_parts_are_refused_and_named(filled: Column):
     filled.discard(1)
-    with pytest.raises(MissingRowsError, match=r"rows 8 to 15 are not committed; run sak extract RECIPE"):
+    with pytest.raises(MissingRowsError, match=r"rows 8 to 15 are not committed$"):
         reopen(filled).read([0, 9])
-    with pytest.raises(MissingRowsError, match="do it yourself"):
-        reopen(filled, hint="do it yourself").read([0, 9])
     assert filled.missing_parts() == (1,)
     store_samples.write_column_part(filled, 1)
     assert len(reopen(filled).read([0, 9])[0]["values"]) == 2

@@ -1,31 +1,30 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.errors import PipelineError
+from pipeline.errors import NotDoneError
+from pipeline.identity import distill_dir
 from pipeline.recipes import recipe_from_mapping
 from pipeline.stages import distill as module
-from pipeline.stages.distill import distill, distill_dir, steps_of
+from pipeline.stages.distill import distill
 from pipeline.stages.run import run_stage
 from pipeline.tracking import read_metrics
-from sak.teachers.identity import teacher_identity
 from sak.weights import load_weights
 from store.errors import MissingColumnError, StoreError
 from store.store import Store
 from tests.conftest import Finished
-from tests.tiny_recipe import HINT, tiny_mapping, tiny_recipe, tree_digests
+from tests.tiny_recipe import tiny_mapping, tiny_recipe, tree_digests
 
 
 def distilled(finished: Finished, out: Path, *overrides: str) -> Path:
     """Stage 1 with overrides, from the shared store; its folder."""
     recipe = finished.fresh(out, *overrides)
-    return distill(recipe.runs[0].study, recipe.out, label="test", hint=HINT).path
+    return distill(recipe.runs[0].study, recipe.out, label="test").path
 
 
 class _Stop(Exception):
@@ -64,7 +63,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: list[int]
 ) -> None:
     """Six steps are more than one cycle of 22 rows in batches of 4."""
-    whole = distill_dir(finished.recipe.runs[0].study, finished.recipe.out, hint=HINT).path
+    whole = distill_dir(finished.recipe.runs[0].study, finished.recipe.out).path
     for call in stopped:
         with monkeypatch.context() as patch:
             stop_at(patch, module, "distill_loss", call)
@@ -82,7 +81,7 @@ def test_a_finished_stage_does_nothing(
     monkeypatch.setattr(module, "train", no_teacher)
     monkeypatch.setattr(module, "make_student", no_teacher)
     before = tree_digests(finished.recipe.out)
-    stage = distill(finished.recipe.runs[0].study, finished.recipe.out, label="test", hint=HINT)
+    stage = distill(finished.recipe.runs[0].study, finished.recipe.out, label="test")
     assert stage.done()
     assert tree_digests(finished.recipe.out) == before
 
@@ -97,96 +96,6 @@ def test_online_training_does(finished: Finished, tmp_path: Path, no_teacher: Ca
         distilled(finished, tmp_path, "distill.steps=1", "distill.targets=online")
 
 
-RELEVANT = [
-    "seed=1",
-    "data.distill.source.images=20",
-    "data.distill.source.seed=4",
-    "data.distill.seed=1",
-    "data.distill.view.flip=0.1",
-    "data.distill.rows_per_shard=5",
-    "data.distill.views=2",
-    "teachers.first.random=9",
-    "teachers.first.levels=[]",
-    "teachers.first.normalization=reference",
-    "student.teachers=[first]",
-    "student.down_ratio=2",
-    "student.paths=none",
-    "student.aligners=true",
-    "student.levels=[0, 1, 2, 3]",
-    "student.mean=[0.5, 0.5, 0.5]",
-    "student.overrides.num_heads=3",
-    "extract.codec=int8",
-    "distill.steps=7",
-    "distill.batch=5",
-    "distill.lr=2e-3",
-    "distill.warmup=0.5",
-    "distill.clip=1",
-    "distill.weight_decay=0",
-    "distill.loss=l2",
-    "distill.cosine=token",
-    "distill.precision=bf16",
-    "distill.targets=online",
-]
-IRRELEVANT = [
-    "threads=2",
-    "device=auto",
-    "name=other",
-    "track.log_every=7",
-    "track.checkpoint_every=1",
-    "track.keep=5",
-    "track.tensorboard=true",
-    "extract.batch=7",
-    "extract.workers=3",
-    "eval.batch=2",
-    "finetune.lr=3e-4",
-    "data.finetune.source.images=11",
-    "data.distill.on_error=skip",
-    "baselines=[]",
-]
-
-
-@pytest.fixture
-def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
-    """Folder name of stage 1 under overrides; columns that do not exist are named as they would be."""
-
-    def columns(study: Any, specs: Any, *, view_set: str, hint: str) -> Mapping[str, Any]:
-        return {
-            spec.name: SimpleNamespace(name=f"{spec.name}-{teacher_identity(spec)}-{study.extract.codec}-{view_set}")
-            for spec in specs
-        }
-
-    monkeypatch.setattr(module, "_columns", columns)
-
-    def name(*overrides: str) -> str:
-        study = tiny_recipe(tmp_path, overrides, only="sak").runs[0].study
-        return distill_dir(study, tmp_path, hint=HINT).path.name
-
-    return name
-
-
-@pytest.mark.parametrize("override", RELEVANT)
-def test_what_shapes_the_result_shapes_the_folder(named: Callable[..., str], override: str) -> None:
-    assert named(override) != named()
-
-
-def test_other_code_has_another_folder(named: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    before = named()
-    monkeypatch.setattr(module, "TRAINING", module.TRAINING + 1)
-    assert named() != before
-
-
-@pytest.mark.parametrize("override", IRRELEVANT)
-def test_what_does_not_shape_the_result_shares_the_folder(named: Callable[..., str], override: str) -> None:
-    assert named(override) == named()
-
-
-def test_a_store_elsewhere_gives_the_same_folder(finished: Finished, tmp_path: Path) -> None:
-    shutil.copytree(finished.root / "store", tmp_path / "store")
-    moved = tiny_recipe(tmp_path, only="sak").runs[0].study
-    here = finished.recipe.runs[0].study
-    assert distill_dir(moved, tmp_path, hint=HINT).path.name == distill_dir(here, tmp_path, hint=HINT).path.name
-
-
 def test_two_runs_share_one_stage_1(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mapping = tiny_mapping(finished.root) | {"out": str(tmp_path), "baselines": []}
     mapping["runs"] = {"one": {}, "two": {"set": {"finetune.lr": 5e-4}}, "three": {"set": {"student.router": "none"}}}
@@ -199,34 +108,36 @@ def test_two_runs_share_one_stage_1(finished: Finished, tmp_path: Path, monkeypa
         real(*arguments, **options)
 
     monkeypatch.setattr(module, "train", counting)
-    run_stage("distill", recipe, recipe.runs, hint=HINT)
+    run_stage("distill", recipe, recipe.runs)
     assert calls == ["one: distill"]
     assert len(list(tmp_path.glob("distill-*"))) == 1
 
 
-def test_a_missing_column_names_the_command(finished: Finished, tmp_path: Path) -> None:
+def test_a_missing_column_is_named(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(MissingColumnError) as caught:
         distilled(finished, tmp_path, "extract.codec=fp16")
     assert "the fp16 column of teacher first" in str(caught.value)
-    assert str(caught.value).endswith(f"make it with: {HINT}")
+    assert str(caught.value).endswith("is absent")
 
 
 def test_a_missing_store_or_view_set_is_said(finished: Finished, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=f"there is none yet, .*; make them with: {HINT}"):
+    with pytest.raises(
+        MissingColumnError, match=r"there is none yet, so the fp32 columns of teachers first, second .* are absent$"
+    ):
         distilled(finished, tmp_path, f"store={tmp_path}/nowhere")
-    with pytest.raises(MissingColumnError, match=f"is absent; make it with: {HINT}"):
+    with pytest.raises(MissingColumnError, match=r"is absent$"):
         distilled(finished, tmp_path, "data.distill.source.images=21")
     with pytest.raises(MissingColumnError, match="no view set"):
         distilled(finished, tmp_path, "data.distill.source.images=21", "distill.targets=online")
 
 
-def test_an_incomplete_view_set_names_the_command(finished: Finished, tmp_path: Path) -> None:
+def test_an_incomplete_view_set_is_named(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.root / "store", tmp_path / "store")
     study = tiny_recipe(tmp_path, ["distill.targets=online"], only="sak").runs[0].study
     store = Store.open(study.store)
     next(item for item in store.view_sets() if "unlabeled" in item.name).discard(1)
-    with pytest.raises(PipelineError, match=rf"lacks 1 of 3 shards; complete it with: {HINT}"):
-        distill(study, tmp_path / "out", label="test", hint=HINT)
+    with pytest.raises(NotDoneError, match=r"view set scenes-unlabeled-\S+ lacks 1 of 3 shards$"):
+        distill(study, tmp_path / "out", label="test")
 
 
 def test_a_flipped_byte_in_a_column_stops_training(finished: Finished, tmp_path: Path) -> None:
@@ -239,21 +150,14 @@ def test_a_flipped_byte_in_a_column_stops_training(finished: Finished, tmp_path:
     data[len(data) // 2] ^= 4
     path.write_bytes(bytes(data))
     with pytest.raises(StoreError, match="level_3"):
-        distill(study, tmp_path / "out", label="test", hint=HINT)
+        distill(study, tmp_path / "out", label="test")
 
 
 def test_the_record_tells_spec_and_size(finished: Finished) -> None:
-    stage = distill_dir(finished.recipe.runs[0].study, finished.recipe.out, hint=HINT)
+    stage = distill_dir(finished.recipe.runs[0].study, finished.recipe.out)
     record: Any = stage.record()
     assert (record["steps"], record["images"]) == (6, 24)
     state = load_weights(stage.path / "student.safetensors")
     assert record["parameters"]["total"] == sum(tensor.numel() for tensor in state.values())
     assert record["spec"]["teacher_widths"] == {"first": 24, "second": 24}
     assert record["spec"]["tasks"] == {}
-
-
-@pytest.mark.parametrize(
-    ("steps", "epochs", "expected"), [(7, None, 7), (None, 2.0, 50), (None, 0.5, 12), (None, 0.001, 1)]
-)
-def test_an_epoch_is_a_pass_over_as_many_rows_as_images(steps: int | None, epochs: float | None, expected: int) -> None:
-    assert steps_of(steps, epochs, images=100, batch=4) == expected

@@ -9,20 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import PipelineError
+from pipeline.errors import NotDoneError, PipelineError
+from pipeline.identity import evaluate_dir, finetune_dir
 from pipeline.loader import load_samples
+from pipeline.runs import substudies
 from pipeline.stagedir import read_json
 from pipeline.stages import evaluate as module
 from pipeline.stages.distill import distill
-from pipeline.stages.evaluate import decode_predictions, evaluate, evaluate_dir, trained_student
-from pipeline.stages.finetune import finetune, finetune_dir
-from pipeline.stages.run import substudies
+from pipeline.stages.evaluate import decode_predictions, evaluate, trained_student
+from pipeline.stages.finetune import finetune
 from pipeline.students import Normalise
 from pipeline.tensors import to_tensors
 from sak.metrics import TaskMetrics
 from store.store import Store
 from tests.conftest import Finished
-from tests.tiny_recipe import HINT, run_stages, tiny_recipe, tree_digests
+from tests.tiny_recipe import run_stages, tiny_recipe, tree_digests
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ def study_of(finished: Finished, run: int = 0) -> Any:
 
 
 def scored(finished: Finished, run: int = 0) -> Path:
-    return evaluate_dir(study_of(finished, run), finished.recipe.out, hint=HINT).path
+    return evaluate_dir(study_of(finished, run), finished.recipe.out).path
 
 
 def refuse(word: str) -> None:
@@ -42,7 +43,7 @@ def refuse(word: str) -> None:
 def test_metrics_are_those_of_the_student_alone(finished: Finished) -> None:
     """Computed again here, image by image, from the stored weights."""
     study = study_of(finished)
-    student, _ = trained_student(finetune_dir(study, finished.recipe.out, hint=HINT), device=CPU, hint=HINT)
+    student, _ = trained_student(finetune_dir(study, finished.recipe.out), device=CPU)
     view_set = next(item for item in Store.open(study.store).view_sets() if "val" in item.name)
     tasks = tuple(student.spec.tasks)
     metrics = TaskMetrics("scenes", tasks)
@@ -60,9 +61,9 @@ def test_metrics_are_those_of_the_student_alone(finished: Finished) -> None:
 def test_the_batch_size_changes_no_score(finished: Finished, tmp_path: Path) -> None:
     recipe = finished.fresh(tmp_path, "eval.batch=5")
     study = recipe.runs[0].study
-    distill(study, tmp_path, label="test", hint=HINT)
-    finetune(study, tmp_path, label="test", hint=HINT)
-    path = evaluate(study, tmp_path, label="test", hint=HINT).path
+    distill(study, tmp_path, label="test")
+    finetune(study, tmp_path, label="test")
+    path = evaluate(study, tmp_path, label="test").path
     assert path.name != scored(finished).name
     one: Any = read_json(path / "metrics.json")
     other: Any = read_json(scored(finished) / "metrics.json")
@@ -71,7 +72,7 @@ def test_the_batch_size_changes_no_score(finished: Finished, tmp_path: Path) -> 
 
 
 def test_router_weights_are_a_mean_over_images(finished: Finished) -> None:
-    record: Any = evaluate_dir(study_of(finished), finished.recipe.out, hint=HINT).record()
+    record: Any = evaluate_dir(study_of(finished), finished.recipe.out).record()
     assert record["experts"] == ["stem", "first", "second"]
     assert record["images"] == 6
     routers: Any = read_json(scored(finished) / "routers.json")
@@ -80,7 +81,7 @@ def test_router_weights_are_a_mean_over_images(finished: Finished) -> None:
         assert np.array(weights).shape == (4, 3)
         assert np.allclose(np.sum(weights, axis=1), 1)
     (_, single), *_ = substudies(finished.recipe.runs[2])
-    plain_student = evaluate_dir(single, finished.recipe.out, hint=HINT)
+    plain_student = evaluate_dir(single, finished.recipe.out)
     assert read_json(plain_student.path / "routers.json") == {}
 
 
@@ -138,7 +139,7 @@ def test_a_finished_stage_does_nothing(
     monkeypatch.setattr(module, "build_student", no_teacher)
     before = tree_digests(finished.recipe.out)
     for plan in finished.recipe.runs[:2]:
-        evaluate(plan.study, finished.recipe.out, label="test", hint=HINT)
+        evaluate(plan.study, finished.recipe.out, label="test")
     assert tree_digests(finished.recipe.out) == before
 
 
@@ -146,11 +147,12 @@ def test_what_is_missing_is_said(finished: Finished, tmp_path: Path) -> None:
     def failing(match: str, *overrides: str) -> None:
         recipe = finished.fresh(tmp_path, *overrides)
         with pytest.raises(PipelineError, match=match):
-            evaluate(recipe.runs[0].study, recipe.out, label="test", hint=HINT)
+            evaluate(recipe.runs[0].study, recipe.out, label="test")
 
     failing("eval needs data.eval", "data.eval=null")
     failing("eval needs a trained student", "distill=null", "finetune=null")
-    failing(f"this stage is not done; run: {HINT}")
+    with pytest.raises(NotDoneError, match=r"this stage is not done$"):
+        evaluate(finished.fresh(tmp_path).runs[0].study, tmp_path, label="test")
 
 
 def test_weights_that_changed_on_disk_are_refused(finished: Finished, tmp_path: Path) -> None:
@@ -177,9 +179,3 @@ def test_predictions_as_maps() -> None:
     assert [float(shown[task].item()) for task in ("sal", "edge", "depth")] == [0.5, 0.5, 7.0]
     with pytest.raises(PipelineError, match="no way to show task 'poses'"):
         decode_predictions({"poses": torch.zeros(1, 1, 1, 1)})
-
-
-def test_other_code_has_another_folder(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = scored(finished)
-    monkeypatch.setattr(module, "SCORING", module.SCORING + 1)
-    assert scored(finished) != before

@@ -7,25 +7,25 @@ import pytest
 import timm
 import torch
 
-from pipeline.errors import PipelineError
+from pipeline.errors import NotDoneError, PipelineError
+from pipeline.identity import finetune_dir
 from pipeline.stages.evaluate import trained_student
 from pipeline.stages.export import DTYPES, export
-from pipeline.stages.finetune import finetune_dir
 from sak.weights import load_metadata, load_strict, load_weights
 from tests.conftest import Finished
-from tests.tiny_recipe import HINT, NETWORK, STEM
+from tests.tiny_recipe import NETWORK, STEM
 
 
 def exported(finished: Finished, path: Path, **choices: str) -> int:
-    options: dict[str, Any] = {"what": "student", "dtype": "fp32", "hint": HINT} | choices
+    options: dict[str, Any] = {"what": "student", "dtype": "fp32"} | choices
     return export(finished.recipe.runs[0].study, finished.recipe.out, path, **options)
 
 
 def test_a_student_comes_back_whole(finished: Finished, tmp_path: Path) -> None:
     path = tmp_path / "student.safetensors"
     assert exported(finished, path) == path.stat().st_size
-    stage = finetune_dir(finished.recipe.runs[0].study, finished.recipe.out, hint=HINT)
-    student, _ = trained_student(stage, device=torch.device("cpu"), hint=HINT)
+    stage = finetune_dir(finished.recipe.runs[0].study, finished.recipe.out)
+    student, _ = trained_student(stage, device=torch.device("cpu"))
     for name, tensor in load_weights(path).items():
         assert torch.equal(tensor, student.state_dict()[name])
     assert load_metadata(path)["what"] == "student"
@@ -50,7 +50,7 @@ def test_a_choice_that_is_none(finished: Finished, tmp_path: Path, choice: dict[
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_an_unfinished_run_names_the_command(finished: Finished, tmp_path: Path) -> None:
+def test_an_unfinished_run_names_its_stage(finished: Finished, tmp_path: Path) -> None:
     study = finished.fresh(tmp_path).runs[0].study
-    with pytest.raises(PipelineError, match=f"run: {HINT}"):
-        export(study, tmp_path, tmp_path / "x.safetensors", what="student", dtype="fp32", hint=HINT)
+    with pytest.raises(NotDoneError, match=r"finetune-\w+ is not done$"):
+        export(study, tmp_path, tmp_path / "x.safetensors", what="student", dtype="fp32")

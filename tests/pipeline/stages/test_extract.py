@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.errors import PipelineError
 from pipeline.recipes import Recipe, recipe_from_mapping
 from pipeline.stages import extract as module
-from pipeline.stages.extract import extract, needs
+from pipeline.stages.extract import extract
 from pipeline.stages.inspect import discard_part, verify_store
 from store.errors import FormatError, StoreError
 from store.store import Store
@@ -28,24 +28,6 @@ def study_of(recipe: Recipe) -> Any:
 def stored(root: Path) -> dict[str, bytes]:
     """Bytes of a store, without what its making cost."""
     return {name: (root / name).read_bytes() for name in files_of(root) if "/costs/" not in name}
-
-
-def test_needs_follow_the_stages(tmp_path: Path) -> None:
-    def purposes(*overrides: str) -> dict[str, tuple[bool, tuple[str, ...]]]:
-        study = study_of(tiny_recipe(tmp_path, overrides, only="sak"))
-        return {need.purpose: (need.labels, need.teachers) for need in needs(study)}
-
-    both = ("first", "second")
-    assert purposes() == {"distill": (False, both), "finetune": (True, both), "eval": (True, both)}
-    assert purposes("finetune.alpha=0") == {"distill": (False, both), "finetune": (True, ()), "eval": (True, ())}
-    assert purposes("distill=null", "finetune.alpha=0") == {"finetune": (True, ()), "eval": (True, ())}
-    assert purposes("finetune=null") == {"distill": (False, both), "eval": (False, both)}
-    assert purposes("distill.targets=online", "student.teachers=[second]") == {
-        "distill": (False, ()),
-        "finetune": (True, ("second",)),
-        "eval": (True, ("second",)),
-    }
-    assert purposes("finetune.targets=online")["eval"] == (True, ())
 
 
 def test_two_fresh_extractions_give_the_same_bytes(finished: Finished, tmp_path: Path) -> None:

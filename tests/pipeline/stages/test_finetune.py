@@ -8,14 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import PipelineError
+from pipeline.errors import NotDoneError, PipelineError
+from pipeline.identity import distill_dir, finetune_dir
 from pipeline.stages import finetune as module
-from pipeline.stages.distill import distill, distill_dir
-from pipeline.stages.finetune import finetune, finetune_dir
+from pipeline.stages.distill import distill
+from pipeline.stages.finetune import finetune
 from pipeline.tracking import read_metrics
 from sak.weights import load_weights
 from tests.conftest import Finished
-from tests.tiny_recipe import HINT, run_stages, tiny_recipe, tree_digests
+from tests.tiny_recipe import run_stages, tiny_recipe, tree_digests
 
 
 def finetuned(finished: Finished, out: Path, *overrides: str, only: str = "sak") -> Path:
@@ -23,8 +24,8 @@ def finetuned(finished: Finished, out: Path, *overrides: str, only: str = "sak")
     recipe = finished.fresh(out, *overrides, only=only)
     study = recipe.runs[0].study
     if study.distill:
-        distill(study, recipe.out, label="test", hint=HINT)
-    return finetune(study, recipe.out, label="test", hint=HINT).path
+        distill(study, recipe.out, label="test")
+    return finetune(study, recipe.out, label="test").path
 
 
 class _Stop(Exception):
@@ -49,7 +50,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 ) -> None:
     """Five steps of 3 are more than one cycle of 12 rows; the routers' noise comes from the saved random state."""
     study = finished.recipe.runs[0].study
-    whole = finetune_dir(study, finished.recipe.out, hint=HINT).path
+    whole = finetune_dir(study, finished.recipe.out).path
     real = module.task_losses
     for call in stopped:
         count = 0
@@ -92,13 +93,13 @@ def test_cached_training_builds_no_teacher(finished: Finished, tmp_path: Path, n
 def test_without_alpha_no_feature_is_read(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = finished.fresh(tmp_path, "finetune.alpha=0", "distill.steps=1", "finetune.steps=1")
     study = recipe.runs[0].study
-    distill(study, recipe.out, label="test", hint=HINT)
+    distill(study, recipe.out, label="test")
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("targets were asked for")
 
     monkeypatch.setattr(module, "target_source", refuse)
-    path = finetune(study, recipe.out, label="test", hint=HINT).path
+    path = finetune(study, recipe.out, label="test").path
     assert "distill" not in read_metrics(path / "metrics.jsonl")[0]
 
 
@@ -117,7 +118,7 @@ def test_stage_2_starts_from_stage_1(finished: Finished, tmp_path: Path) -> None
     options = ["finetune.steps=1", "finetune.lr=1e-12", "finetune.weight_decay=0", "finetune.alpha=0"]
     path = finetuned(finished, tmp_path, *options)
     recipe = finished.fresh(tmp_path, *options)
-    before = load_weights(distill_dir(recipe.runs[0].study, tmp_path, hint=HINT).path / "student.safetensors")
+    before = load_weights(distill_dir(recipe.runs[0].study, tmp_path).path / "student.safetensors")
     after = load_weights(path / "student.safetensors")
     assert before.keys() < after.keys()
     for name, tensor in before.items():
@@ -163,7 +164,7 @@ def test_the_stem_learns_at_its_own_rate(finished: Finished, tmp_path: Path) -> 
     options = ["finetune.steps=1", "distill.steps=1", "finetune.stem_lr_scale=1e-9", "finetune.weight_decay=0"]
     path = finetuned(finished, tmp_path, *options)
     recipe = finished.fresh(tmp_path, *options)
-    before = load_weights(distill_dir(recipe.runs[0].study, tmp_path, hint=HINT).path / "student.safetensors")
+    before = load_weights(distill_dir(recipe.runs[0].study, tmp_path).path / "student.safetensors")
     after = load_weights(path / "student.safetensors")
     assert all(torch.allclose(after[name], tensor, atol=1e-9) for name, tensor in before.items())
 
@@ -179,8 +180,8 @@ def test_tasks_are_a_choice_of_the_data_sets(finished: Finished, tmp_path: Path)
 
 def test_without_stage_1_the_message_says_so(finished: Finished, tmp_path: Path) -> None:
     recipe = finished.fresh(tmp_path)
-    with pytest.raises(PipelineError, match=f"starts from stage 1, which is not done .*; run: {HINT}"):
-        finetune(recipe.runs[0].study, recipe.out, label="test", hint=HINT)
+    with pytest.raises(NotDoneError, match=r"starts from stage 1, which is not done \(.*\)$"):
+        finetune(recipe.runs[0].study, recipe.out, label="test")
 
 
 def test_images_without_labels_cannot_train_tasks(tmp_path: Path) -> None:
@@ -192,24 +193,6 @@ def test_images_without_labels_cannot_train_tasks(tmp_path: Path) -> None:
     run_stages(recipe, ["extract"])
     with pytest.raises(PipelineError, match=r"has no labels; give data\.finetune a labelled source"):
         run_stages(recipe, ["finetune"])
-
-
-@pytest.mark.parametrize(
-    "override", ["finetune.lr=5e-4", "finetune.alpha=0.25", "finetune.tasks=[sal]", "distill.steps=7", "distill=null"]
-)
-def test_what_shapes_the_result_shapes_the_folder(finished: Finished, tmp_path: Path, override: str) -> None:
-    def name(*overrides: str) -> str:
-        return finetune_dir(finished.fresh(tmp_path, *overrides).runs[0].study, tmp_path, hint=HINT).path.name
-
-    assert name(override) != name()
-    assert name("track.keep=7", "threads=2", "eval.batch=3") == name()
-
-
-def test_other_code_has_another_folder(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = finished.fresh(tmp_path, "distill=null", "finetune.alpha=0").runs[0].study
-    before = finetune_dir(study, tmp_path, hint=HINT).path
-    monkeypatch.setattr(module, "TRAINING", module.TRAINING + 1)
-    assert finetune_dir(study, tmp_path, hint=HINT).path != before
 
 
 def test_the_cosine_schedule_keeps_to_its_rates(finished: Finished, tmp_path: Path) -> None:

@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import PipelineError
+from pipeline.errors import NotDoneError
+from pipeline.identity import evaluate_dir
 from pipeline.recipes import Recipe
 from pipeline.report.data import ReportData
+from pipeline.runs import substudies
 from pipeline.stagedir import read_json, write_json
 from pipeline.stages import report as module
-from pipeline.stages.evaluate import evaluate_dir
 from pipeline.stages.report import report
-from pipeline.stages.run import substudies
 from tests.conftest import Finished
-from tests.tiny_recipe import HINT, run_stages, tiny_recipe
+from tests.tiny_recipe import run_stages, tiny_recipe
 
 
 def test_one_page_of_all_runs_from_files_alone(
     finished: Finished, tmp_path: Path, no_teacher: Callable[..., Any]
 ) -> None:
     path = tmp_path / "page.html"
-    results = report(finished.recipe, path, hint=HINT)
+    results = report(finished.recipe, path)
     assert [row.name for row in results] == ["sak", "no-distill", "single-task"]
     page = path.read_text(encoding="utf-8")
     for part in ("sak", "no-distill", "single-task", "mIoU", "first", "second", "vit_tiny_patch16_224", "torch"):
@@ -37,14 +37,14 @@ def test_one_page_of_all_runs_from_files_alone(
 def test_the_page_of_a_distillation_alone(finished: Finished, tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, ["finetune=null", "data.finetune=null", "distill.steps=2"], only="sak")
     run_stages(recipe)
-    (row,) = report(recipe, tmp_path / "page.html", hint=HINT)
+    (row,) = report(recipe, tmp_path / "page.html")
     assert row.dataset == ""
     assert "held-out distillation loss" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_an_unfinished_recipe_has_no_page(finished: Finished, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=f"not done .*; run: {HINT}"):
-        report(finished.fresh(tmp_path / "out"), tmp_path / "page.html", hint=HINT)
+    with pytest.raises(NotDoneError, match="distill is not done"):
+        report(finished.fresh(tmp_path / "out"), tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
@@ -59,13 +59,13 @@ def data_of(recipe: Recipe, folder: Path, patch: pytest.MonkeyPatch) -> ReportDa
     """What the page of a recipe shows."""
     shown: list[ReportData] = []
     patch.setattr(module, "write_report", lambda data, _: shown.append(data))
-    report(recipe, folder / "page.html", hint=HINT)
+    report(recipe, folder / "page.html")
     return shown[0]
 
 
 def gallery_of(recipe: Recipe, run: int, part: int = 0) -> Path:
     _, study = substudies(recipe.runs[run])[part]
-    return evaluate_dir(study, recipe.out, hint=HINT).path / "gallery.npz"
+    return evaluate_dir(study, recipe.out).path / "gallery.npz"
 
 
 def arrays_of(path: Path) -> dict[str, Any]:

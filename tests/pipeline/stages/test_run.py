@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,10 @@ import pytest
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.results import main_values
 from pipeline.stages import distill, evaluate, extract, finetune
-from pipeline.stages.run import STAGES, collect, run_stage, select, stage_dirs, substudies
-from sak.metrics import delta_m
+from pipeline.stages.run import STAGES, run_stage
 from tests.conftest import Finished
-from tests.tiny_recipe import HINT, files_of, run_stages, tiny_recipe, tree_digests
+from tests.tiny_recipe import files_of, run_stages, tiny_recipe, tree_digests
 
 
 def test_everything_again_does_no_work(
@@ -43,57 +40,9 @@ def test_two_fresh_runs_agree_to_the_byte(finished: Finished, tmp_path: Path) ->
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-def test_select_by_name(finished: Finished) -> None:
-    assert [plan.name for plan in select(finished.recipe, ["single-task", "sak"])] == ["single-task", "sak"]
-    assert select(finished.recipe, []) == finished.recipe.runs
-    with pytest.raises(PipelineError, match="run nobody, noone: not in this recipe; its runs are sak, no-distill"):
-        select(finished.recipe, ["sak", "nobody", "noone"])
-
-
 def test_an_unknown_stage_lists_those_there_are(finished: Finished) -> None:
     with pytest.raises(PipelineError, match="expected one of extract, distill, finetune, eval"):
-        run_stage("fly", finished.recipe, finished.recipe.runs, hint=HINT)
-
-
-def test_a_split_run_is_one_study_for_each_task(finished: Finished) -> None:
-    labels = [label for label, _ in substudies(finished.recipe.runs[2])]
-    assert labels == ["single-task/semseg", "single-task/depth"]
-    studies = [study for _, study in substudies(finished.recipe.runs[2])]
-    assert [study.finetune.tasks for study in studies if study.finetune] == [("semseg",), ("depth",)]
-    assert substudies(finished.recipe.runs[0]) == [("sak", finished.recipe.runs[0].study)]
-
-
-def test_a_split_run_without_named_tasks_takes_all(finished: Finished, tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path, ["runs.single-task.set={distill: null, finetune.alpha: 0.0, student.paths: none}"])
-    assert len(substudies(recipe.runs[2])) == 6
-
-
-def test_collect_compares_runs(finished: Finished, no_teacher: Callable[..., Any]) -> None:
-    ours, base, single = collect(finished.recipe, hint=HINT)
-    assert ours.delta == {
-        "no-distill": pytest.approx(
-            delta_m(
-                {task: ours.metrics[task] for task in main_values(ours)},
-                {task: base.metrics[task] for task in main_values(base)},
-                "scenes",
-            )
-        )
-    }
-    assert list(main_values(single)) == ["semseg", "depth"]
-    assert single.delta == {}, "a mean over other tasks would be no comparison"
-    assert len(stage_dirs(finished.recipe.runs[2], finished.recipe.out, hint=HINT).stages) == 2
-    written = json.loads((finished.recipe.out / "results.json").read_text(encoding="utf-8"))
-    assert [row["name"] for row in written["runs"]] == ["sak", "no-distill", "single-task"]
-    assert written["runs"][0]["delta"] == pytest.approx(dict(ours.delta))
-
-
-def test_collecting_before_the_end_names_stage_and_command(finished: Finished, tmp_path: Path) -> None:
-    recipe = finished.fresh(tmp_path)
-    with pytest.raises(PipelineError, match=f"sak: stage distill is not done .*; run: {HINT}"):
-        collect(recipe, hint=HINT)
-    run_stages(recipe, ["distill", "finetune"])
-    with pytest.raises(PipelineError, match="sak: stage eval is not done"):
-        collect(recipe, hint=HINT)
+        run_stage("fly", finished.recipe, finished.recipe.runs)
 
 
 def test_stages_are_run_in_order() -> None:
@@ -112,7 +61,7 @@ def test_want_of_memory_names_the_key_to_lower(
     monkeypatch.setattr(distill, "train", fail)
     recipe = finished.fresh(tmp_path)
     with pytest.raises(PipelineError, match=rf"distill: {where} ran out of memory; lower distill\.batch"):
-        run_stage("distill", recipe, recipe.runs, hint=HINT)
+        run_stage("distill", recipe, recipe.runs)
 
 
 def test_checkpoints_left_by_a_kill_at_the_end_are_tidied(finished: Finished, tmp_path: Path) -> None:

@@ -1,0 +1,123 @@
+"""Where work lives: a stage's folder is named by everything that its result depends on, and by nothing else.
+
+What a stage reads goes into the inputs here; a key left out would take old results for those of a changed recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.config import Study
+from pipeline.errors import PipelineError
+from pipeline.loop import TRAINING
+from pipeline.stagedir import StageDir
+from pipeline.students import student_identity
+from pipeline.targets import study_columns, teacher_specs
+from pipeline.viewsets import view_set_spec
+from sak.teachers.identity import teacher_identity
+
+__all__ = ["SCORING", "distill_dir", "evaluate_dir", "finetune_dir", "last_stage_dir", "plain", "target_identity"]
+
+# Raise it whenever the same network and views would get other metrics, router weights or gallery arrays.
+SCORING = 1
+# Routers come with the tasks: runs that differ only in them share stage 1.
+_STAGE2_ONLY = ("router", "noisy_gating", "noise")
+
+
+def distill_dir(study: Study, out: Path, /) -> StageDir:
+    """Where stage 1 of a study lives.
+
+    Raises:
+        MissingColumnError: It learns from stored targets, and a column is absent or incomplete.
+    """
+    config, data = study.distill, study.data.distill
+    assert config is not None
+    assert data is not None
+    view_set = view_set_spec(data, labels=False).name
+    about = plain(study.student) | student_identity(study.student)
+    inputs = {
+        "training": TRAINING,
+        "seed": study.seed,
+        "views": view_set,
+        "targets": target_identity(study, view_set, kind=config.targets),
+        "student": {key: value for key, value in about.items() if key not in _STAGE2_ONLY},
+        "distill": plain(config),
+    }
+    return StageDir.of(out, "distill", inputs=inputs)
+
+
+def finetune_dir(study: Study, out: Path, /) -> StageDir:
+    """Where stage 2 of a study lives; depends on stage 1 where there is one.
+
+    Raises:
+        MissingColumnError: As ``distill_dir``.
+    """
+    config, data = study.finetune, study.data.finetune
+    assert config is not None
+    assert data is not None
+    view_set = view_set_spec(data, labels=True).name
+    inputs = {
+        "training": TRAINING,
+        "seed": study.seed,
+        "views": view_set,
+        "targets": target_identity(study, view_set, kind=config.targets) if study.final_targets else None,
+        "stage1": distill_dir(study, out).fingerprint if study.distill else None,
+        "student": plain(study.student) | student_identity(study.student),
+        "finetune": plain(config),
+    }
+    return StageDir.of(out, "finetune", inputs=inputs)
+
+
+def evaluate_dir(study: Study, out: Path, /) -> StageDir:
+    """Where a score lives: a function of the trained network and of what it is scored on.
+
+    Raises:
+        PipelineError: The study trains nothing, or has no ``data.eval``.
+        MissingColumnError: As ``distill_dir``.
+    """
+    if study.data.eval is None:
+        raise PipelineError("eval needs data.eval: images (with labels, to score tasks) and their views")
+    if study.finetune is None and study.distill is None:
+        raise PipelineError("eval needs a trained student: give the recipe distill, finetune or both")
+    inputs = {
+        "scoring": SCORING,
+        "trained": last_stage_dir(study, out).path.name,
+        "views": view_set_spec(study.data.eval, labels=study.finetune is not None).name,
+        "eval": plain(study.eval),
+    }
+    return StageDir.of(out, "eval", inputs=inputs)
+
+
+def last_stage_dir(study: Study, out: Path, /) -> StageDir:
+    """Where the trained network of a study lives.
+
+    Raises:
+        MissingColumnError: As ``distill_dir``.
+    """
+    return finetune_dir(study, out) if study.finetune else distill_dir(study, out)
+
+
+def target_identity(study: Study, view_set: str, /, *, kind: str) -> object:
+    """What the targets are; builds no teacher."""
+    if kind == "online":
+        return {name: teacher_identity(spec) for name, spec in teacher_specs(study).items()}
+    return {name: column.name for name, column in study_columns(study, view_set=view_set).items()}
+
+
+def plain(config: object, /) -> dict[str, object]:
+    """A configuration object as JSON-ready data, for fingerprints and records."""
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
+    return {item.name: _plain_value(getattr(config, item.name)) for item in dataclasses.fields(config)}
+
+
+def _plain_value(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(item) for item in value]
+    return value

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import identity
+from pipeline.identity import distill_dir, evaluate_dir, finetune_dir, plain
+from pipeline.recipes import recipe_from_mapping
+from pipeline.targets import teacher_specs
+from sak.teachers.identity import teacher_identity
+from tests.conftest import Finished
+from tests.tiny_recipe import tiny_mapping, tiny_recipe
+
+RELEVANT = [
+    "seed=1",
+    "data.distill.source.images=20",
+    "data.distill.source.seed=4",
+    "data.distill.seed=1",
+    "data.distill.view.flip=0.1",
+    "data.distill.rows_per_shard=5",
+    "data.distill.views=2",
+    "teachers.first.random=9",
+    "teachers.first.levels=[]",
+    "teachers.first.normalization=reference",
+    "student.teachers=[first]",
+    "student.down_ratio=2",
+    "student.paths=none",
+    "student.aligners=true",
+    "student.levels=[0, 1, 2, 3]",
+    "student.mean=[0.5, 0.5, 0.5]",
+    "student.overrides.num_heads=3",
+    "extract.codec=int8",
+    "distill.steps=7",
+    "distill.batch=5",
+    "distill.lr=2e-3",
+    "distill.warmup=0.5",
+    "distill.clip=1",
+    "distill.weight_decay=0",
+    "distill.loss=l2",
+    "distill.cosine=token",
+    "distill.precision=bf16",
+    "distill.targets=online",
+]
+
+
+IRRELEVANT = [
+    "threads=2",
+    "device=auto",
+    "name=other",
+    "track.log_every=7",
+    "track.checkpoint_every=1",
+    "track.keep=5",
+    "track.tensorboard=true",
+    "extract.batch=7",
+    "extract.workers=3",
+    "eval.batch=2",
+    "finetune.lr=3e-4",
+    "data.finetune.source.images=11",
+    "data.distill.on_error=skip",
+    "baselines=[]",
+]
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """Folder name of stage 1 under overrides; columns that do not exist are named as they would be."""
+
+    def columns(study: Any, /, *, view_set: str) -> Mapping[str, Any]:
+        return {
+            name: SimpleNamespace(name=f"{name}-{teacher_identity(spec)}-{study.extract.codec}-{view_set}")
+            for name, spec in teacher_specs(study).items()
+        }
+
+    monkeypatch.setattr(identity, "study_columns", columns)
+
+    def name(*overrides: str) -> str:
+        study = tiny_recipe(tmp_path, overrides, only="sak").runs[0].study
+        return distill_dir(study, tmp_path).path.name
+
+    return name
+
+
+@pytest.mark.parametrize("override", RELEVANT)
+def test_what_shapes_stage_1_shapes_its_folder(named: Callable[..., str], override: str) -> None:
+    assert named(override) != named()
+
+
+def test_other_code_has_another_stage_1(named: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = named()
+    monkeypatch.setattr(identity, "TRAINING", identity.TRAINING + 1)
+    assert named() != before
+
+
+@pytest.mark.parametrize("override", IRRELEVANT)
+def test_what_does_not_shape_stage_1_shares_its_folder(named: Callable[..., str], override: str) -> None:
+    assert named(override) == named()
+
+
+def test_a_store_elsewhere_gives_the_same_folder(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.root / "store", tmp_path / "store")
+    moved = tiny_recipe(tmp_path, only="sak").runs[0].study
+    here = finished.recipe.runs[0].study
+    assert distill_dir(moved, tmp_path).path.name == distill_dir(here, tmp_path).path.name
+
+
+@pytest.mark.parametrize(
+    "override", ["finetune.lr=5e-4", "finetune.alpha=0.25", "finetune.tasks=[sal]", "distill.steps=7", "distill=null"]
+)
+def test_what_shapes_stage_2_shapes_its_folder(finished: Finished, tmp_path: Path, override: str) -> None:
+    def name(*overrides: str) -> str:
+        return finetune_dir(finished.fresh(tmp_path, *overrides).runs[0].study, tmp_path).path.name
+
+    assert name(override) != name()
+    assert name("track.keep=7", "threads=2", "eval.batch=3") == name()
+
+
+def test_other_code_has_another_stage_2(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = finished.fresh(tmp_path, "distill=null", "finetune.alpha=0").runs[0].study
+    before = finetune_dir(study, tmp_path).path
+    monkeypatch.setattr(identity, "TRAINING", identity.TRAINING + 1)
+    assert finetune_dir(study, tmp_path).path != before
+
+
+def test_other_scoring_code_has_another_folder(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, out = finished.recipe.runs[0].study, finished.recipe.out
+    before = evaluate_dir(study, out).path
+    monkeypatch.setattr(identity, "SCORING", identity.SCORING + 1)
+    assert evaluate_dir(study, out).path != before
+
+
+def test_plain_is_json_of_everything(tmp_path: Path) -> None:
+    study = recipe_from_mapping(tiny_mapping(tmp_path)).study
+    data = json.loads(json.dumps(plain(study)))
+    assert data["data"]["eval"]["view"]["size"] == [32, 32]
+    assert data["teachers"]["first"]["levels"] == [0, 1, 2, 3]
+    assert data["distill"]["batch"] == 4
