@@ -41,6 +41,7 @@ def distill_dir(study: Study, out: Path, /) -> StageDir:
         "training": TRAINING,
         "seed": study.seed,
         "views": view_set,
+        "teachers": list(study.student_teachers),
         "targets": target_identity(study, view_set, kind=config.targets),
         "student": {key: value for key, value in about.items() if key not in _STAGE2_ONLY},
         "distill": plain(config),
@@ -58,10 +59,13 @@ def finetune_dir(study: Study, out: Path, /) -> StageDir:
     assert config is not None
     assert data is not None
     view_set = view_set_spec(data, labels=True).name
+    # Adapter paths stand for teachers, in their order, even where nothing of a teacher is read.
+    has_teachers = study.student.paths == "adapters" or study.final_targets is not None
     inputs = {
         "training": TRAINING,
         "seed": study.seed,
         "views": view_set,
+        "teachers": list(study.student_teachers) if has_teachers else [],
         "targets": target_identity(study, view_set, kind=config.targets) if study.final_targets else None,
         "stage1": distill_dir(study, out).fingerprint if study.distill else None,
         "student": plain(study.student) | student_identity(study.student),

@@ -31,7 +31,8 @@ def tiny_mapping(root: Path, /, *, out: str = "out") -> dict[str, Any]:
             "finetune": {"source": _scenes("train", 12), "view": crop, "rows_per_shard": 8},
             "eval": {"source": _scenes("val", 6), "view": whole, "rows_per_shard": 4},
         },
-        "teachers": {"first": _teacher(1), "second": _teacher(2)},
+        # Not in alphabetical order: writers that sort keys must not reorder a router's experts.
+        "teachers": {"second": _teacher(2), "first": _teacher(1)},
         "extract": {"codec": "fp32", "batch": 5, "workers": 1},
         "student": {"stem": STEM, "overrides": dict(NETWORK)},
         "distill": {"steps": 6, "batch": 4},

@@ -140,3 +140,19 @@ def test_plain_is_json_of_everything(tmp_path: Path) -> None:
     assert data["data"]["eval"]["view"]["size"] == [32, 32]
     assert data["teachers"]["first"]["levels"] == [0, 1, 2, 3]
     assert data["distill"]["batch"] == 4
+
+
+def test_adapter_paths_depend_on_their_teachers_even_where_no_feature_is_read(finished: Finished) -> None:
+    """Three paths are another network than two, and another order is another set of routers."""
+    mapping = tiny_mapping(finished.root) | {"runs": {"sak": {}}, "baselines": []}
+    off = ("distill=null", "finetune.alpha=0.0")
+
+    def name(*overrides: str, order: tuple[str, ...] = ("second", "first")) -> str:
+        teachers = {teacher: mapping["teachers"][teacher] for teacher in order}
+        recipe = recipe_from_mapping(mapping | {"teachers": teachers}, overrides=[*off, *overrides])
+        return finetune_dir(recipe.study, recipe.out).path.name
+
+    swapped = ("first", "second")
+    assert len({name(), name(order=("first",)), name(order=swapped)}) == 3
+    # A plain student without a teacher loss is the same network whatever teachers the recipe knows.
+    assert name("student.paths=none") == name("student.paths=none", order=swapped)

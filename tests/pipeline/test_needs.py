@@ -11,7 +11,7 @@ def test_needs_follow_the_stages(tmp_path: Path) -> None:
         study = tiny_recipe(tmp_path, overrides, only="sak").runs[0].study
         return {need.purpose: (need.labels, need.teachers) for need in needs(study)}
 
-    both = ("first", "second")
+    both = ("second", "first")
     assert purposes() == {"distill": (False, both), "finetune": (True, both), "eval": (True, both)}
     assert purposes("finetune.alpha=0") == {"distill": (False, both), "finetune": (True, ()), "eval": (True, ())}
     assert purposes("distill=null", "finetune.alpha=0") == {"finetune": (True, ()), "eval": (True, ())}

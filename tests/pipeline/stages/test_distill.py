@@ -116,13 +116,13 @@ def test_two_runs_share_one_stage_1(finished: Finished, tmp_path: Path, monkeypa
 def test_a_missing_column_is_named(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(MissingColumnError) as caught:
         distilled(finished, tmp_path, "extract.codec=fp16")
-    assert "the fp16 column of teacher first" in str(caught.value)
+    assert "the fp16 column of teacher second" in str(caught.value)
     assert str(caught.value).endswith("is absent")
 
 
 def test_a_missing_store_or_view_set_is_said(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(
-        MissingColumnError, match=r"there is none yet, so the fp32 columns of teachers first, second .* are absent$"
+        MissingColumnError, match=r"there is none yet, so the fp32 columns of teachers second, first .* are absent$"
     ):
         distilled(finished, tmp_path, f"store={tmp_path}/nowhere")
     with pytest.raises(MissingColumnError, match=r"is absent$"):
@@ -159,5 +159,5 @@ def test_the_record_tells_spec_and_size(finished: Finished) -> None:
     assert (record["steps"], record["images"]) == (6, 24)
     state = load_weights(stage.path / "student.safetensors")
     assert record["parameters"]["total"] == sum(tensor.numel() for tensor in state.values())
-    assert record["spec"]["teacher_widths"] == {"first": 24, "second": 24}
+    assert record["spec"]["teacher_widths"] == [["second", 24], ["first", 24]]
     assert record["spec"]["tasks"] == {}

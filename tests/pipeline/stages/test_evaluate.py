@@ -58,6 +58,13 @@ def test_metrics_are_those_of_the_student_alone(finished: Finished) -> None:
     assert found["distill"]["loss"] > 0
 
 
+def test_the_scored_network_has_the_experts_of_the_trained_one(finished: Finished) -> None:
+    """In the same order: a router's weights mean nothing else."""
+    study = study_of(finished)
+    student, _ = trained_student(finetune_dir(study, finished.recipe.out), device=CPU)
+    assert tuple(student.spec.teacher_widths) == study.student_teachers == ("second", "first")
+
+
 def test_the_batch_size_changes_no_score(finished: Finished, tmp_path: Path) -> None:
     recipe = finished.fresh(tmp_path, "eval.batch=5")
     study = recipe.runs[0].study
@@ -73,7 +80,7 @@ def test_the_batch_size_changes_no_score(finished: Finished, tmp_path: Path) -> 
 
 def test_router_weights_are_a_mean_over_images(finished: Finished) -> None:
     record: Any = evaluate_dir(study_of(finished), finished.recipe.out).record()
-    assert record["experts"] == ["stem", "first", "second"]
+    assert record["experts"] == ["stem", "second", "first"]
     assert record["images"] == 6
     routers: Any = read_json(scored(finished) / "routers.json")
     assert len(routers) == 6
