@@ -146,7 +146,7 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreUsage:
-    """Bytes of one column, and what the same features would take as plain fp16.
+    """Bytes of one column (named ``purpose / teacher``), and what the same features would take as plain fp16.
 
     Units:
         bytes_per_image: stored bytes a row.

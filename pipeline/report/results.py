@@ -8,7 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from pipeline.report.charts import Gain, gain_bars, swatch
-from pipeline.report.data import MetricColumn, ReportData, RunRow
+from pipeline.report.data import MetricColumn, ReportData, RunRow, StoreUsage
 from pipeline.report.quantities import (
     bytes_text,
     count_text,
@@ -98,8 +98,11 @@ def cards(data: ReportData) -> list[Card]:
     stored, plain = sum(u.bytes_stored for u in data.store), sum(u.bytes_fp16 for u in data.store)
     if stored > 0:
         found.append(Card(ratio_text(plain / stored), "smaller than the same features in fp16"))
-        per_image = sum(u.bytes_per_image for u in data.store)
-        found.append(Card(bytes_text(per_image), f"stored an image, {_plural(len(data.store), 'teacher column')}"))
+        teachers: dict[str, list[StoreUsage]] = {}
+        for usage in data.store:
+            teachers.setdefault(usage.column.rpartition("/")[2].strip(), []).append(usage)
+        per_image = sum(sum(u.bytes_stored for u in own) / sum(u.rows for u in own) for own in teachers.values())
+        found.append(Card(bytes_text(per_image), f"stored a view, {_plural(len(teachers), 'teacher')}"))
     if data.costs:
         found.append(Card(seconds_text(sum(c.seconds for c in data.costs)), "wall-clock, every stage of every run"))
     for run in data.runs[:1]:

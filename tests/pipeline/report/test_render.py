@@ -33,7 +33,7 @@ from pipeline.report.data import (
 )
 from pipeline.report.pictures import picture
 from pipeline.report.render import render_report, write_report
-from pipeline.report.results import headline
+from pipeline.report.results import cards, headline
 
 VOID = {"meta", "img", "input", "br", "link"}
 EVIL = "<script>alert(1)</script>\"' onload='x' </style></title>"
@@ -302,3 +302,21 @@ def test_the_run_picker_works_in_a_browser(tmp_path: Path, report: ReportData) -
         [*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
     assert '<fieldset data-picker="gallery-table">' in done.stdout
+
+
+def test_the_bytes_of_a_view_count_each_teacher_once(report: ReportData) -> None:
+    """A teacher has a column for each view set; what one view takes is not their sum."""
+    two = tuple(
+        StoreUsage(
+            column=f"{purpose} / {teacher}",
+            codec="int8",
+            rows=10,
+            bytes_stored=10_000,
+            bytes_fp16=20_000,
+            bytes_per_image=1000,
+        )
+        for purpose in ("distill", "eval")
+        for teacher in ("a", "b")
+    )
+    values = {card.label: card.value for card in cards(dataclasses.replace(report, store=two))}
+    assert values["stored a view, 2 teachers"] == "2.00 kB"
