@@ -109,6 +109,8 @@ def _line(sample: GallerySample, *, who: str, tasks: Sequence[str], dataset: str
 def gallery(data: ReportData) -> Gallery:
     """Every sample's image, labels and predictions as pictures."""
     tasks, names = _tasks(data), _runs(data)
+    if not tasks:  # photographs without labels: their features have a section of their own
+        return Gallery((), (), ())
     heads = {column.task: column.label for column in data.columns}
     samples = []
     for sample in data.gallery:

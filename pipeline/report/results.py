@@ -85,7 +85,8 @@ def headline(data: ReportData) -> str:
     for baseline, percent in _deltas(lead).items():
         verb = {"up": "beats", "down": "falls behind"}.get(_tone(percent), "equals")
         return f"{lead.name} {verb} {baseline} by Δm {gain_text(percent)} over {len(data.columns)} tasks."
-    return f"{lead.name} on {data.dataset}: no baseline to compare with."
+    found = [(c.label, fixed_text(lead.values.get(c.task), digits=c.digits)) for c in data.columns]
+    return f"{lead.name}: {', '.join(f'{label} {value}' for label, value in found) or 'no score yet'}."
 
 
 def cards(data: ReportData) -> list[Card]:

@@ -59,7 +59,7 @@ def _data(recipe: Recipe, results: Sequence[RunResult], runs: Sequence[RunStages
     if not columns and any("distill" in row.metrics for row in results):
         columns = (
             MetricColumn(
-                task="distill", metric="loss", label="held-out distillation loss ↓", higher_is_better=False, digits=4
+                task="distill", metric="loss", label="held-out distillation", higher_is_better=False, digits=4
             ),
         )
     used, origin = _Used.of(recipe), _Origin.of(runs)

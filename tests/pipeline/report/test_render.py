@@ -320,3 +320,16 @@ def test_the_bytes_of_a_view_count_each_teacher_once(report: ReportData) -> None
     )
     values = {card.label: card.value for card in cards(dataclasses.replace(report, store=two))}
     assert values["stored a view, 2 teachers"] == "2.00 kB"
+
+
+def test_a_run_without_labels_has_its_loss_as_headline_and_no_empty_gallery(report: ReportData) -> None:
+    column = MetricColumn(
+        task="distill", metric="loss", label="held-out distillation", higher_is_better=False, digits=3
+    )
+    run = RunRow(name="sak", values={"distill": 5.8568}, parameters=1, seconds=1.0)
+    samples = tuple(dataclasses.replace(sample, labels={}, predictions={}) for sample in report.gallery)
+    photos = dataclasses.replace(report, summary="", dataset="", columns=(column,), runs=(run,), gallery=samples)
+    assert headline(photos) == "sak: held-out distillation 5.857."
+    page = render_report(photos)
+    assert 'id="gallery"' not in page
+    assert "What the student took over" in page
