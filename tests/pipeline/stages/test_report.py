@@ -39,7 +39,9 @@ def test_the_page_of_a_distillation_alone(finished: Finished, tmp_path: Path) ->
     run_stages(recipe)
     (row,) = report(recipe, tmp_path / "page.html")
     assert row.dataset == ""
-    assert "held-out distillation loss" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"sak: held-out distillation {row.metrics['distill']['loss']:.4f}." in (tmp_path / "page.html").read_text(
+        "utf-8"
+    )
 
 
 def test_an_unfinished_recipe_has_no_page(finished: Finished, tmp_path: Path) -> None:
