@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from pipeline.commands.store import store_app
+from pipeline.commands.tables import print_table
 
+if TYPE_CHECKING:
     from pipeline.recipes import Recipe
 
 __all__ = ["app", "main"]
@@ -40,7 +41,6 @@ app = typer.Typer(
 
     Exit codes: 0 done, 1 damage found by sak store verify, 2 input to correct, 130 interrupted.""",
 )
-store_app = typer.Typer(no_args_is_help=True, help="Look into a feature store and check it.")
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
 teachers_app = typer.Typer(no_args_is_help=True, help="Built-in teachers.")
 app.add_typer(store_app, name="store")
@@ -61,7 +61,6 @@ Runs = Annotated[
     list[str] | None,
     typer.Option("--run", "-r", metavar="NAME", help="Only this run; repeat for several. All of them, if absent."),
 ]
-Root = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store: the key store of a recipe.")]
 
 
 class Layout(StrEnum):
@@ -159,7 +158,7 @@ def report(
     path = out or loaded.out / "report.html"
     with _made_by("run", recipe, overrides):
         results = write(loaded, path)
-    _print_table(results_table(results))
+    print_table(results_table(results))
     print(f"report: {path}")
 
 
@@ -188,58 +187,6 @@ def export(
     with _made_by("run", recipe, overrides):
         size = write(study, loaded.out, out, what=what.value, dtype=dtype.value)
     print(f"{out}: {size / 1e6:.2f} MB")
-
-
-@store_app.command("ls", epilog="Example:  sak store ls runs/store")
-def store_ls(root: Root) -> None:
-    """List view sets and columns: rows, shards, size, and size against plain fp16."""
-    from pipeline.stages.inspect import list_store
-
-    _print_table(list_store(root))
-
-
-@store_app.command("info", epilog="Example:  sak store info runs/store semantics-0123456789abcdef")
-def store_info(
-    root: Root,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A view set or column, as sak store ls prints it.")],
-) -> None:
-    """Show all that is recorded of a view set or column, with its codec's measured error and the rows left out."""
-    from pipeline.stages.inspect import show
-
-    print(show(root, name), end="")
-
-
-@store_app.command("verify", epilog="Example:  sak store verify runs/store")
-def store_verify(root: Root) -> None:
-    """Read every committed byte again; exit 1 and name what differs from its record.
-
-    Nothing is repaired; the last lines say what to do about each damaged part. What is merely unfinished is listed as
-    info, and sak extract completes it.
-    """
-    from pipeline.stages.inspect import verify_store
-
-    verdict = verify_store(root)
-    for line in verdict.lines:
-        print(line)
-    print("damaged" if verdict.failed else "every committed byte is as recorded")
-    if verdict.failed:
-        raise typer.Exit(1)
-
-
-@store_app.command("discard", epilog="Example:  sak store discard runs/store semantics-0123456789abcdef 3")
-def store_discard(
-    root: Root,
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="A view set, a column, or VIEW_SET/COLUMN where several have the column."),
-    ],
-    part: Annotated[int, typer.Argument(metavar="PART", min=0, help="Number of the part, as sak store verify says.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be dropped.")] = False,
-) -> None:
-    """Drop one damaged part; the same sak extract or sak run then makes just that part again."""
-    from pipeline.stages.inspect import discard_part
-
-    print(discard_part(root, name, part, dry_run=dry_run))
 
 
 @data_app.command("scenes", epilog="Example:  sak data scenes --layout nyud --out scenes_nyud --train 200 --val 50")
@@ -296,18 +243,6 @@ def _made_by(command: str, recipe: Path, overrides: list[str] | None) -> Iterato
     except UNFINISHED as error:
         error.add_note(f"make it with: {shlex.join(['sak', command, str(recipe), *(overrides or [])])}")
         raise
-
-
-def _print_table(table: Table) -> None:
-    """Print a table as narrow as the terminal, but never cut: half a number is wrong, and names are to be copied."""
-    from rich.console import Console
-
-    # Height too, because a console with a width alone falls back to 80 columns in a dumb terminal.
-    terminal, endless = Console(), Console(width=10_000, height=25)
-    for column in table.columns:
-        column.min_width = max(endless.measure(cell).minimum for cell in (column.header, *column.cells))
-    width = terminal.width if terminal.is_terminal else endless.measure(table).maximum
-    Console(width=width, height=25).print(table, crop=False)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ N is rows, C components, H and W the token grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from store.errors import FormatError, StoreError
 
-__all__ = ["Array", "Codec", "LevelSpec", "PartSpec", "require_finite", "require_parts"]
+__all__ = ["Array", "Codec", "Fitter", "LevelSpec", "PartSpec", "require_finite", "require_parts"]
 
 Array: TypeAlias = Any
 """A NumPy array or a torch tensor on any device: whatever the array API standard covers."""
@@ -121,6 +121,43 @@ class Codec(Protocol):
 
         Raises:
             FormatError: The parts are not this codec's.
+        """
+        ...
+
+
+class Fitter(Protocol):
+    """Fits a codec to a sample of rows, in bounded memory.
+
+    Give it the same rows ``passes`` times, in batches of any size and the same order, and end each pass.
+    """
+
+    @property
+    def rows(self) -> int:
+        """Calibration rows wanted; fewer are used where there are fewer."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """How often the sample is to be shown."""
+        ...
+
+    def add(self, feats: Sequence[Array], /) -> None:
+        """Take one batch: for each level float ``(N, C, H, W)``, NumPy or torch on any device.
+
+        Raises:
+            StoreError: The shapes are not the levels', or a value is not finite.
+        """
+        ...
+
+    def end_pass(self) -> None:
+        """End a pass over the sample."""
+        ...
+
+    def codec(self) -> Codec:
+        """The fitted codec, after the last pass.
+
+        Raises:
+            StoreError: A pass is missing, or the sample was empty.
         """
         ...
 

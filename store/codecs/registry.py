@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from store.codecs.base import Codec
+from store.codecs.base import Codec, Fitter, LevelSpec
 from store.codecs.floats import Fp16, Fp32
 from store.codecs.int8 import Int8
 from store.errors import FormatError
 
-__all__ = ["CODECS", "choose_codec", "codec_from_json", "make_codec"]
+__all__ = [
+    "CODECS",
+    "FITTERS",
+    "CodecChoice",
+    "choice_json",
+    "choose_codec",
+    "codec_from_json",
+    "is_fitted",
+    "make_codec",
+    "make_fitter",
+]
+
+CodecChoice: TypeAlias = str | Mapping[str, Any]
+"""A codec as a recipe gives it: a name, or a mapping of ``name`` and options, ``{"name": "fp16", "clip": True}``."""
 
 CODECS: Mapping[str, Any] = {
     "fp32": Fp32,
     "fp16": Fp16,
     "int8": Int8,
 }
+# Codecs that are fitted to a sample: their settings, and what makes a codec of settings and a sample.
+FITTERS: Mapping[str, tuple[Any, Any]] = {}
 
 
 def make_codec(
@@ -35,9 +50,7 @@ def make_codec(
         FormatError: The name or an option is unknown, an option's value is refused, or arrays are given to a codec
             that has none or withheld from one that has.
     """
-    if name not in CODECS:
-        raise FormatError(f"codec: expected one of {', '.join(CODECS)}, got {name!r}")
-    build = CODECS[name]
+    build = CODECS[_known(name)]
     known = [field.name for field in fields(build) if field.name != "fitted"]
     unknown = sorted(set(options or {}) - set(known))
     if unknown:
@@ -48,13 +61,50 @@ def make_codec(
     return codec
 
 
-def choose_codec(choice: str | Mapping[str, Any], /) -> Codec:
-    """The codec of a name, or of a mapping of ``name`` and options: ``{"name": "fp16", "clip": True}``.
+def choose_codec(choice: CodecChoice, /) -> Codec:
+    """The codec of a choice that needs no fitting.
+
+    Raises:
+        FormatError: The name or an option is unknown, an option's value is refused, or the codec needs fitting.
+    """
+    if is_fitted(choice):
+        raise FormatError(f"codec {_name(choice)}: it is fitted to data, so sak extract alone can make one")
+    return make_codec(_name(choice), options=_options(choice))
+
+
+def is_fitted(choice: CodecChoice, /) -> bool:
+    """Whether a choice names a codec that must be fitted to a sample before it can encode.
+
+    Raises:
+        FormatError: The name is unknown.
+    """
+    return _name(choice) in FITTERS
+
+
+def make_fitter(choice: CodecChoice, /, levels: Sequence[LevelSpec]) -> Fitter:
+    """What fits the codec of a choice to a sample.
+
+    Raises:
+        FormatError: The codec needs no fitting, an option is unknown, or its value is refused.
+    """
+    if not is_fitted(choice):
+        raise FormatError(f"codec {_name(choice)}: expected one that is fitted ({', '.join(FITTERS)})")
+    settings, build = FITTERS[_name(choice)]
+    fitter: Fitter = build(_settings(settings, _name(choice), _options(choice)), tuple(levels))
+    return fitter
+
+
+def choice_json(choice: CodecChoice, /) -> dict[str, Any]:
+    """All options of a choice, defaults included: what ``to_json`` of any codec made of it returns.
 
     Raises:
         FormatError: The name or an option is unknown, or an option's value is refused.
     """
-    return make_codec(choice) if isinstance(choice, str) else codec_from_json(choice)
+    if not is_fitted(choice):
+        return choose_codec(choice).to_json()
+    settings, _ = FITTERS[_name(choice)]
+    options: dict[str, Any] = _settings(settings, _name(choice), _options(choice)).to_json()
+    return {"name": _name(choice), **options}
 
 
 def codec_from_json(value: Mapping[str, Any], /, *, assets: Mapping[str, NDArray[np.generic]] | None = None) -> Codec:
@@ -67,3 +117,25 @@ def codec_from_json(value: Mapping[str, Any], /, *, assets: Mapping[str, NDArray
         raise FormatError(f"codec: expected an object with a name, got {value!r}")
     options = {key: item for key, item in value.items() if key != "name"}
     return make_codec(value["name"], options=options, fitted=assets)
+
+
+def _known(name: object) -> str:
+    if not isinstance(name, str) or name not in CODECS:
+        raise FormatError(f"codec: expected one of {', '.join(CODECS)}, got {name!r}")
+    return name
+
+
+def _name(choice: CodecChoice) -> str:
+    return _known(choice.get("name") if isinstance(choice, Mapping) else choice)
+
+
+def _options(choice: CodecChoice) -> dict[str, Any]:
+    return {} if isinstance(choice, str) else {key: item for key, item in choice.items() if key != "name"}
+
+
+def _settings(build: Any, name: str, options: Mapping[str, Any]) -> Any:
+    known = [field.name for field in fields(build)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise FormatError(f"codec {name}: unknown options {unknown}; it has {known}")
+    return build(**options)
