@@ -279,7 +279,7 @@ def loaded(code: str) -> set[str]:
 def test_help_loads_no_torch() -> None:
     found = loaded("import cli\ntry:\n    cli.app(['--help'])\nexcept SystemExit as done:\n    assert done.code == 0")
     assert "typer" in found
-    assert not found & {"torch", "timm", "zarr", "pipeline", "sak", "store"}
+    assert not found & {"torch", "timm", "zarr", "numpy", "sak", "store"}
 
 
 def test_the_store_loads_no_torch() -> None:
