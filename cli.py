@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.bench import bench_app
 from pipeline.commands.store import store_app
 from pipeline.commands.tables import print_table
 
@@ -39,11 +40,12 @@ app = typer.Typer(
     """,
     epilog="""Example:  sak run workflows/quickstart.yaml
 
-    Exit codes: 0 done, 1 damage found by sak store verify, 2 input to correct, 130 interrupted.""",
+    Exit codes: 0 done, 1 damage found by sak store verify or left by repair, 2 input to correct, 130 interrupted.""",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
 teachers_app = typer.Typer(no_args_is_help=True, help="Built-in teachers.")
 app.add_typer(store_app, name="store")
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(teachers_app, name="teachers")
 

@@ -8,18 +8,16 @@ arguments for the classes of ``sak`` and ``store``.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from pipeline.config_checks import fraction, not_negative, one_length, positive, rates
+from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Size, TeacherConfig
 from pipeline.views import ViewSpec
-from sak.teachers.registry import teacher_spec
-from sak.teachers.spec import TeacherSpec
-from store.codecs.registry import choose_codec
+from store.codecs.registry import choice_json
 
 __all__ = [
     "DataConfig",
@@ -36,42 +34,9 @@ __all__ = [
     "TrackConfig",
 ]
 
-STRICT = ConfigDict(extra="forbid")
-
-_TEACHER_CHOICES = ("resize", "normalization", "alignment")
 _START_LR = 1.25e-7  # the paper's, of stage 1
-Size = int | tuple[int, int]
 Targets = Literal["cached", "online"]
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-def _positive(owner: str, values: dict[str, float | None]) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{owner}.{name} must be greater than 0, got {value}")
-
-
-def _not_negative(owner: str, values: dict[str, float]) -> None:
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{owner}.{name} must be 0 or more, got {value}")
-
-
-def _fraction(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} is a fraction of all steps in [0, 1), got {value}")
-
-
-def _rates(owner: str, *, lr: float, start: float, end: float) -> None:
-    for name, value in (("start_lr", start), ("end_lr", end)):
-        if not 0 <= value <= lr:
-            raise ValueError(f"{owner}.{name} must be between 0 and {owner}.lr ({lr}), got {value}")
-
-
-def _one_length(owner: str, steps: int | None, epochs: float | None) -> None:
-    if (steps is None) == (epochs is None):
-        raise ValueError(f"{owner}: give exactly one of steps and epochs, got steps={steps} epochs={epochs}")
-    _positive(owner, {"steps": steps, "epochs": epochs})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -86,7 +51,7 @@ class SourceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _positive("source", {"images": self.images})
+        positive("source", {"images": self.images})
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -119,7 +84,7 @@ class DataConfig:
     on_error: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
-        _positive("data", {"views": self.views, "rows_per_shard": self.rows_per_shard})
+        positive("data", {"views": self.views, "rows_per_shard": self.rows_per_shard})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -129,83 +94,6 @@ class DataSection:
     distill: DataConfig | None = None
     finetune: DataConfig | None = None
     eval: DataConfig | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class TeacherConfig:
-    """A teacher: ``builtin`` by name, or any ``timm`` model with weights from a file, the hub or a seed."""
-
-    builtin: str = ""
-    timm: str = ""
-    checkpoint: str | None = None
-    pretrained: bool = False
-    random: int | None = None
-    levels: tuple[int, ...] = ()
-    input_size: Size | None = None
-    resize: Literal["squash", "long_side_pad"] = "squash"
-    normalization: Literal["native", "reference"] = "native"
-    alignment: Literal["exact", "reference"] = "exact"
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    overrides: dict[str, int | float | str | bool] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.spec("teacher")
-
-    def spec(self, name: str) -> TeacherSpec:
-        """The model-side description of this teacher under the recipe's name for it.
-
-        Raises:
-            ValueError: A built-in is given other options than its name, or the options contradict each other.
-        """
-        if self.builtin:
-            others = {
-                item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "builtin"
-            }
-            if any(value for name, value in others.items() if name not in _TEACHER_CHOICES):
-                raise ValueError(f"teacher: builtin {self.builtin} is complete in itself; drop its other keys")
-            spec, native = teacher_spec(self.builtin), self.normalization == "native"
-            return dataclasses.replace(
-                spec,
-                name=name,
-                resize=self.resize,
-                normalization=self.normalization,
-                alignment=self.alignment,
-                mean=spec.mean if native else None,
-                std=spec.std if native else None,
-            )
-        size = (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
-        return TeacherSpec(
-            name=name,
-            timm=self.timm,
-            checkpoint=Path(self.checkpoint) if self.checkpoint else None,
-            pretrained=self.pretrained,
-            random=self.random,
-            levels=self.levels,
-            input_size=size,
-            resize=self.resize,
-            mean=self.mean,
-            std=self.std,
-            normalization=self.normalization,
-            alignment=self.alignment,
-            overrides=self.overrides,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class ExtractConfig:
-    """How columns are made. ``codec`` is part of a column's identity, the rest is not.
-
-    ``codec`` is a name, or a mapping of ``name`` and the codec's options: ``{name: fp16, clip: true}``.
-    """
-
-    codec: str | dict[str, bool | int | float | str] = "int8"
-    batch: int = 32
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        _positive("extract", {"batch": self.batch, "workers": self.workers})
-        choose_codec(self.codec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -254,11 +142,11 @@ class DistillConfig:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        _one_length("distill", self.steps, self.epochs)
-        _positive("distill", {"batch": self.batch, "lr": self.lr})
-        _not_negative("distill", {"weight_decay": self.weight_decay, "clip": self.clip})
-        _fraction("distill.warmup", self.warmup)
-        _rates("distill", lr=self.lr, start=self.start_lr, end=self.end_lr)
+        one_length("distill", self.steps, self.epochs)
+        positive("distill", {"batch": self.batch, "lr": self.lr})
+        not_negative("distill", {"weight_decay": self.weight_decay, "clip": self.clip})
+        fraction("distill.warmup", self.warmup)
+        rates("distill", lr=self.lr, start=self.start_lr, end=self.end_lr)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -291,12 +179,12 @@ class FinetuneConfig:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        _one_length("finetune", self.steps, self.epochs)
-        _positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
-        _not_negative("finetune", {"alpha": self.alpha, "weight_decay": self.weight_decay, "clip": self.clip})
-        _fraction("finetune.warmup", self.warmup)
+        one_length("finetune", self.steps, self.epochs)
+        positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
+        not_negative("finetune", {"alpha": self.alpha, "weight_decay": self.weight_decay, "clip": self.clip})
+        fraction("finetune.warmup", self.warmup)
         if self.schedule == "cosine":
-            _rates("finetune", lr=self.lr, start=self.start_lr, end=self.end_lr)
+            rates("finetune", lr=self.lr, start=self.start_lr, end=self.end_lr)
             return
         changed = {"warmup": self.warmup != 0, "start_lr": self.start_lr != _START_LR, "end_lr": self.end_lr != 0}
         for name in (name for name, given in changed.items() if given):
@@ -305,14 +193,21 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class EvalConfig:
-    """Scoring of the student alone on ``data.eval``; ``gallery`` images go into the report."""
+    """Scoring of the student alone on ``data.eval``; ``gallery`` images go into the report.
+
+    ``codec`` is how the held-out images' columns are stored, where not as ``extract.codec`` says. A loss against
+    decoded targets measures the codec too, so students of different codecs need one exact yardstick.
+    """
 
     batch: int = 16
     gallery: int = 6
+    codec: CodecValue | None = None
 
     def __post_init__(self) -> None:
-        _positive("eval", {"batch": self.batch})
-        _not_negative("eval", {"gallery": self.gallery})
+        if self.codec is not None:
+            choice_json(self.codec)
+        positive("eval", {"batch": self.batch})
+        not_negative("eval", {"gallery": self.gallery})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -325,7 +220,7 @@ class TrackConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        _positive("track", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every, "keep": self.keep})
+        positive("track", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every, "keep": self.keep})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -384,6 +279,20 @@ class Study:
         """Names of the teachers that this student has paths or aligners for, in recipe order."""
         chosen = self.student.teachers
         return tuple(name for name in self.teachers if chosen is None or name in chosen)
+
+    def codec(self, teacher: str, /) -> CodecValue:
+        """How the columns of one of the recipe's teachers are encoded."""
+        own = self.teachers[teacher].codec
+        return self.extract.codec if own is None else own
+
+    @property
+    def scored(self) -> Study:
+        """This study as scoring sees it: its columns encoded as ``eval.codec`` says."""
+        if self.eval.codec is None:
+            return self
+        teachers = {name: dataclasses.replace(config, codec=None) for name, config in self.teachers.items()}
+        extract = dataclasses.replace(self.extract, codec=self.eval.codec)
+        return dataclasses.replace(self, teachers=teachers, extract=extract)
 
     @property
     def final_targets(self) -> Targets | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sak.errors import SakError
-from store.errors import MissingColumnError, MissingRowsError, StoreError
+from store.errors import MissingColumnError, MissingRowsError, StoreError, UnreachableError
 
 __all__ = [
     "EXPECTED",
@@ -41,7 +41,7 @@ class BadImageError(DataError):
     """One image or label file that cannot be decoded; the message names the file."""
 
 
-EXPECTED: tuple[type[Exception], ...] = (PipelineError, SakError, StoreError)
+EXPECTED: tuple[type[Exception], ...] = (PipelineError, SakError, StoreError, UnreachableError)
 
 # Not wrong, only not made yet: the command line, which knows recipe and overrides, adds the command that makes it.
 UNFINISHED: tuple[type[Exception], ...] = (NotDoneError, MissingColumnError, MissingRowsError)

@@ -115,8 +115,10 @@ def _decode_png(data: bytes, *, mode: str, where: str) -> NDArray[np.uint8]:
         raise BadImageError(f"{where}: expected 1 to {MAX_PIXELS} pixels, got {height}x{width}; {_REMEDY}")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.size != (width, height):  # a second header overrides the first
+                raise ValueError(f"another header says {image.size[1]}x{image.size[0]}")
             found, pixels = image.mode, np.array(image)
-    except (OSError, SyntaxError, ValueError, struct.error, Warning) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Warning, Image.DecompressionBombError) as error:
         raise BadImageError(f"{where}: cannot be decoded ({error}); {_REMEDY}") from error
     if found != mode:
         raise BadImageError(f"{where}: expected mode {mode}, got {found}; {_REMEDY}")

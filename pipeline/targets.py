@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,15 +18,15 @@ from pipeline.config import Study
 from sak.teachers.identity import teacher_identity
 from sak.teachers.model import Teacher, load_teacher
 from sak.teachers.spec import TeacherSpec
-from store.codecs.registry import choose_codec
+from store.codecs.registry import CodecChoice, choice_json
 from store.column import Column
 from store.errors import MissingColumnError, StoreError
+from store.roots import open_root
 from store.store import Store
 from store.viewset import ViewSet
 
 __all__ = [
     "CachedTargets",
-    "CodecChoice",
     "Encoded",
     "OnlineTargets",
     "TargetSource",
@@ -42,8 +41,6 @@ __all__ = [
 # teacher -> level -> part name -> tensor (B, ...): what crosses disk and PCIe
 Encoded = dict[str, list[dict[str, Tensor]]]
 Targets = dict[str, list[Tensor]]
-# as a recipe gives it: a name, or a mapping of name and options
-CodecChoice: TypeAlias = str | Mapping[str, object]
 
 
 class TargetSource(Protocol):
@@ -52,6 +49,11 @@ class TargetSource(Protocol):
     @property
     def widths(self) -> Mapping[str, tuple[int, ...]]:
         """Teacher to the channels of its levels."""
+        ...
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Columns that are read; none for live teachers."""
         ...
 
     def read(self, rows: NDArray[np.int64], /) -> Encoded:
@@ -74,6 +76,11 @@ class CachedTargets:
         """Teacher to the channels of its levels, as the columns record them."""
         return {name: tuple(level.components for level in column.spec.levels) for name, column in self._columns.items()}
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns, in the order of the teachers."""
+        return tuple(self._columns.values())
+
     def read(self, rows: NDArray[np.int64], /) -> Encoded:
         """Encoded parts of the rows, in their order."""
         return {
@@ -88,12 +95,12 @@ class CachedTargets:
         """Decode on the device, next to the loss."""
         device = pixels_BCHW.device
         return {
-            name: [
-                self._columns[name].spec.decode(
-                    {part: tensor.to(device, non_blocking=True) for part, tensor in level.items()}, level=index
-                )
-                for index, level in enumerate(levels)
-            ]
+            name: self._columns[name].spec.decode_levels(
+                {
+                    index: {part: tensor.to(device, non_blocking=True) for part, tensor in level.items()}
+                    for index, level in enumerate(levels)
+                }
+            )
             for name, levels in encoded.items()
         }
 
@@ -110,6 +117,11 @@ class OnlineTargets:
     def widths(self) -> Mapping[str, tuple[int, ...]]:
         """Teacher to the channels of its levels."""
         return {name: tuple(teacher.widths) for name, teacher in self._teachers.items()}
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """None."""
+        return ()
 
     def read(self, rows: NDArray[np.int64], /) -> Encoded:
         """Nothing is stored."""
@@ -132,12 +144,14 @@ def codec_label(codec: CodecChoice, /) -> str:
 def find_column(store: Store, spec: TeacherSpec, /, *, view_set: str, codec: CodecChoice) -> Column | None:
     """The stored column of this very teacher, view set and codec, found by identity without building the teacher.
 
-    Opens only columns of that teacher's name, so that damage elsewhere in the store is no obstacle.
+    A codec that is fitted is found by its settings: once there is such a column, nothing is fitted again. Of several,
+    which two writers can leave where no lock holds them apart, it is the first by name for everybody. Opens only
+    columns of that teacher's name, so that damage elsewhere in the store is no obstacle.
 
     Raises:
         StoreError: No column is the one, and one that may have been is damaged.
     """
-    identity, wanted = teacher_identity(spec), choose_codec(codec).to_json()
+    identity, wanted = teacher_identity(spec), choice_json(codec)
     damage: StoreError | None = None
     for name in store.column_names(view_set):
         if not re.fullmatch(re.escape(spec.name) + "-[0-9a-f]{16}", name):
@@ -155,9 +169,12 @@ def find_column(store: Store, spec: TeacherSpec, /, *, view_set: str, codec: Cod
 
 
 def find_columns(
-    store: Store, specs: Sequence[TeacherSpec], /, *, view_set: str, codec: CodecChoice
+    store: Store, specs: Sequence[TeacherSpec], /, *, view_set: str, codecs: Mapping[str, CodecChoice]
 ) -> dict[str, Column]:
     """Complete columns of several teachers.
+
+    Args:
+        codecs: Teacher name to codec.
 
     Raises:
         MissingColumnError: A column is absent or incomplete; the message names it.
@@ -165,11 +182,12 @@ def find_columns(
     found: dict[str, Column] = {}
     known = view_set in store.view_set_names()
     for spec in specs:
+        codec = codecs[spec.name]
         column = find_column(store, spec, view_set=view_set, codec=codec) if known else None
         if column is None or column.missing_parts():
             state = "absent" if column is None else f"incomplete ({len(column.missing_parts())} shards missing)"
             what = f"the {codec_label(codec)} column of teacher {spec.name} over view set {view_set}"
-            raise MissingColumnError(f"store {store.root.path}: {what} is {state}")
+            raise MissingColumnError(f"store {store.root.url}: {what} is {state}")
         column.check_join(store.view_set(view_set))
         found[spec.name] = column
     return found
@@ -186,12 +204,13 @@ def study_columns(study: Study, /, *, view_set: str) -> dict[str, Column]:
     Raises:
         MissingColumnError: There is no store, or as ``find_columns``.
     """
-    specs, codec = list(teacher_specs(study).values()), study.extract.codec
-    if not Path(study.store).exists():
-        names = ", ".join(spec.name for spec in specs)
-        what = f"the {codec_label(codec)} columns of teachers {names} over view set {view_set} are absent"
+    specs = teacher_specs(study)
+    codecs = {name: study.codec(name) for name in specs}
+    if not open_root(study.store).exists("store.json"):
+        label = ", ".join(dict.fromkeys(codec_label(codec) for codec in codecs.values()))
+        what = f"the {label} columns of teachers {', '.join(specs)} over view set {view_set} are absent"
         raise MissingColumnError(f"store {study.store}: there is none yet, so {what}")
-    return find_columns(Store.open(study.store), specs, view_set=view_set, codec=codec)
+    return find_columns(Store.open(study.store), list(specs.values()), view_set=view_set, codecs=codecs)
 
 
 def target_source(study: Study, view_set: ViewSet, /, *, kind: str, device: torch.device) -> TargetSource:

@@ -10,22 +10,38 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.config import DataConfig, SourceConfig, Study
-from pipeline.errors import BadImageError, NotDoneError
+from pipeline.errors import BadImageError, NotDoneError, PipelineError
 from pipeline.images.registry import open_source
 from pipeline.images.sample import ImageSource
 from pipeline.pixels import encode_sample
 from pipeline.views import apply_view, draw_view
+from store.commits import CommitLog
+from store.errors import StoreError
 from store.order import row_samples
 from store.rows import ViewRow
 from store.spec import ViewSetSpec
 from store.store import Store
 from store.viewset import ViewSet
 
-__all__ = ["VIEWS", "cached_source", "complete_views", "end_with_parent", "make_part", "view_set_spec", "view_size"]
+__all__ = [
+    "VIEWS",
+    "Remade",
+    "cached_source",
+    "complete_views",
+    "draw_rows",
+    "end_with_parent",
+    "make_part",
+    "record_digest",
+    "remake_part",
+    "view_set_spec",
+    "view_size",
+]
 
 # Raise it whenever the same configuration and source would give other rows: other draws, pixels, labels, encodings.
 VIEWS = 1
@@ -96,9 +112,62 @@ def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
     """
     start = time.perf_counter()
     view_set = Store.open(root).view_set(name)
-    spec = view_set.spec
+    rows = draw_rows(data, view_set.spec, numbers=view_set.spec.part_rows(part))
+    view_set.write_part(part, rows, seconds=time.perf_counter() - start)
+    return len(rows)
+
+
+def record_digest(log: CommitLog, part: int, /) -> str | None:
+    """SHA-256 of a part's record as it is now; None where there is none, or it is damaged."""
+    try:
+        return log.load(part).digest()
+    except StoreError:
+        return None
+
+
+class Remade(NamedTuple):
+    """A part of a view set that was made again.
+
+    Attributes:
+        changed: It differs from what its record said before.
+        problem: Why it was left as it was instead.
+    """
+
+    part: int
+    rows: int
+    changed: bool = False
+    problem: str | None = None
+
+
+def remake_part(root: str, name: str, part: int, data: DataConfig, *, agreed: Mapping[int, Collection[str]]) -> Remade:
+    """Make a damaged part again, unless its rows turn out other than something that cannot be remade was made from.
+
+    Args:
+        agreed: Part to digests that its new record must have.
+    """
+    start = time.perf_counter()
+    view_set = Store.open(root).view_set(name)
+    count = len(view_set.spec.part_rows(part))
+    try:
+        rows = draw_rows(data, view_set.spec, numbers=view_set.spec.part_rows(part))
+        digest = view_set.planned_commit(part, rows).digest()
+        if any(digest != other for other in agreed.get(part, ())):
+            return Remade(part, count, problem="its images give other rows than a column over it was made from")
+        before = record_digest(view_set.commits, part)
+        view_set.discard(part)
+        view_set.write_part(part, rows, seconds=time.perf_counter() - start)
+    except (PipelineError, StoreError) as error:
+        return Remade(part, count, problem=str(error))
+    return Remade(part, count, changed=before not in (None, digest))
+
+
+def draw_rows(data: DataConfig, spec: ViewSetSpec, /, *, numbers: Sequence[int]) -> list[ViewRow]:
+    """Make rows of a view set in memory: a pure function of the configuration and the source's images.
+
+    Raises:
+        BadImageError: As ``make_part``.
+    """
     source, keys = cached_source(data.source), cached_source(data.source).keys()
-    numbers = spec.part_rows(part)
     where = row_samples(spec, rows=list(numbers))
     rows = []
     for row, image, view in zip(numbers, where.image.tolist(), where.view.tolist(), strict=True):
@@ -108,8 +177,7 @@ def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
             if data.on_error == "stop":
                 raise BadImageError(f"{error}; mend or remove it, or set on_error: skip to leave it out") from error
             rows.append(ViewRow(row=row, key=keys[image], view=view, files={}, error=_reason(error, data.source)))
-    view_set.write_part(part, rows, seconds=time.perf_counter() - start)
-    return len(rows)
+    return rows
 
 
 def _reason(error: BadImageError, source: SourceConfig) -> str:

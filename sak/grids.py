@@ -13,7 +13,10 @@ from torch.nn import functional
 
 from sak.errors import SakError
 
-__all__ = ["map_to_tokens", "resize_map", "resize_pos_embed", "square_grid", "tokens_to_map"]
+__all__ = ["POOLING", "map_to_tokens", "pool_map", "resize_map", "resize_pos_embed", "square_grid", "tokens_to_map"]
+
+POOLING = "area"
+"""How ``pool_map`` resamples, as identities of pooled maps record it."""
 
 
 def tokens_to_map(tokens_BNC: Tensor, grid: tuple[int, int], /) -> Tensor:
@@ -50,6 +53,31 @@ def resize_map(feat_BCHW: Tensor, size: tuple[int, int], /) -> Tensor:
     if tuple(feat_BCHW.shape[-2:]) == size:
         return feat_BCHW
     return functional.interpolate(feat_BCHW, size=size, mode="bilinear", align_corners=False)
+
+
+def pool_map(feat_BCHW: Tensor, size: tuple[int, int], /) -> Tensor:
+    """Average over equal areas; an axis that is within ``size`` already stays as it is.
+
+    A cell of the result is the mean of just the area that it covers, cells at its border counting by their share. Every
+    cell of the input thus weighs the same, the map's mean is kept, and nothing is shifted or aliased. Both bilinear
+    resizing, which skips cells, and torch's own area mode, whose windows overlap where sizes do not divide, fail that.
+
+    Shapes: ``(B, C, H, W)`` → ``(B, C, min(H, size[0]), min(W, size[1]))``; the same tensor when nothing shrinks.
+    """
+    rows, columns = feat_BCHW.shape[-2:]
+    if columns > size[1]:
+        feat_BCHW = feat_BCHW @ _area_weights(columns, size[1]).to(feat_BCHW).T
+    if rows > size[0]:
+        feat_BCHW = _area_weights(rows, size[0]).to(feat_BCHW) @ feat_BCHW
+    return feat_BCHW
+
+
+def _area_weights(cells: int, bins: int) -> Tensor:
+    """Share of each of ``cells`` in the mean over each of ``bins`` that cover the same length, ``(bins, cells)``."""
+    edges = torch.arange(bins + 1, dtype=torch.float64)[:, None] * (cells / bins)
+    start = torch.arange(cells, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:], start + 1) - torch.maximum(edges[:-1], start)
+    return overlap.clamp_min(0) / (cells / bins)
 
 
 def square_grid(tokens: int, /) -> tuple[int, int] | None:

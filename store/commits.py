@@ -6,18 +6,37 @@ import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from store.digests import ObjectDigest, digest_objects, parse_digest
 from store.document import MAX_DOCUMENT_BYTES, parse_document, render_document
-from store.errors import CorruptShardError, FormatError, MissingRowsError
+from store.errors import ConflictError, CorruptShardError, FormatError, MissingColumnError, MissingRowsError, StoreError
 from store.fingerprint import digest_bytes, plain_json
-from store.root import Root
-from store.shard import ObjectDigest
+from store.root import Root, is_name
 from store.spec import ViewSetSpec
 
-__all__ = ["CommitLog", "PartCommit", "Summary", "digest_objects", "part_name"]
+__all__ = [
+    "CommitLog",
+    "ObjectDigest",
+    "PartCommit",
+    "PartLocation",
+    "Summary",
+    "digest_objects",
+    "locate_part",
+    "parse_digest",
+    "part_name",
+]
 
-_RECORD = re.compile(r"part-(\d{5,12})\.json")
+_RECORD = re.compile(r"part-([0-9]{5,12})\.json")
+_PART_FILE = re.compile(
+    r"(?P<folder>views/[^/]+|columns/[^/]+/[^/]+)/"
+    r"(?:(?:index|images|costs|commits|shards)/part-|level_\d+(?:_\w+)?/c/)(?P<part>\d{1,12})(?:[./].*)?",
+    re.ASCII,
+)
+_OBJECT = re.compile(
+    r"(?:index/part-(?P<index>[0-9]{5,12})\.parquet|(?:images|shards)/part-(?P<tar>[0-9]{5,12})\.tar"
+    r"|level_[0-9]+(?:_[a-z0-9]+)?/c/(?P<shard>[0-9]{1,12})(?:/0)*)"
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -31,7 +50,8 @@ class PartCommit:
     """The commit record of one part; a pure function of the part's content, so that a rerun writes the same bytes.
 
     ``objects`` maps paths relative to ``owner`` to digests; ``excluded`` lists rows whose image could not be used;
-    ``view_commit`` is, for a column, the digest of the view set's own record of the same part.
+    ``view_commit`` is, for a column, the digest of the view set's own record of the same part, and ``content`` maps
+    its stored arrays to the SHA-256 of their rows as plain little-endian bytes, which every backend shares.
     """
 
     owner: str
@@ -42,6 +62,7 @@ class PartCommit:
     objects: Mapping[str, ObjectDigest]
     excluded: tuple[int, ...] = ()
     view_commit: str | None = None
+    content: Mapping[str, str] = field(default_factory=dict)
     stats: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,7 +84,10 @@ class PartCommit:
         return digest_bytes(self.render())
 
     def _body(self) -> dict[str, Any]:
+        # Left out where there is none, so that the records of view sets, whose digests columns hold, stay as they are.
+        content = {"content": dict(self.content)} if self.content else {}
         return {
+            **content,
             "owner": self.owner,
             "part": self.part,
             "start": self.start,
@@ -85,15 +109,14 @@ class PartCommit:
         """
         body = parse_document(data, kind="commit", where=where)
         try:
-            body["objects"] = {path: _object(item) for path, item in body["objects"].items()}
-            body["excluded"] = tuple(int(row) for row in body["excluded"])
+            body["objects"] = {path: parse_digest(item) for path, item in body["objects"].items()}
+            body["excluded"] = tuple(body["excluded"])
             commit = cls(**body)
-            numbers = (commit.part, commit.start, commit.stop, *commit.excluded)
-            valid = all(type(number) is int and number >= 0 for number in numbers)
+            fault = _fault(commit)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise FormatError(f"{where}: not a commit record of this version ({error})") from error
-        if not valid or not isinstance(commit.stats, Mapping):
-            raise FormatError(f"{where}: not a commit record of this version")
+        if fault:
+            raise FormatError(f"{where}: not a commit record of this version ({fault})")
         return commit
 
 
@@ -117,6 +140,20 @@ class Summary:
     stats: Mapping[str, Any]
 
 
+class PartLocation(NamedTuple):
+    """A part of a view set or column: its owner's folder in the store, and its number."""
+
+    folder: str
+    part: int
+
+
+def locate_part(path: str, /) -> PartLocation | None:
+    """The part that a file belongs to, from its path in the store; None for a file of no single part."""
+    match = _PART_FILE.fullmatch(path)
+    sound = match is not None and all(map(is_name, match["folder"].split("/")))
+    return PartLocation(match["folder"], int(match["part"])) if match and sound else None
+
+
 class CommitLog:
     """The commit records of one view set or column.
 
@@ -130,15 +167,21 @@ class CommitLog:
         self._spec = spec
         self._known: dict[int, PartCommit] = {}
 
+    @staticmethod
+    def number(name: str, /) -> int | None:
+        """The part whose record a file of this name is."""
+        match = _RECORD.fullmatch(name)
+        # Only the one spelling that we write, or a part could have two records.
+        return int(match[1]) if match and name == f"{part_name(int(match[1]))}.json" else None
+
     def path(self, part: int, /) -> str:
         """Path of a part's record."""
         return f"{self._folder}/commits/{part_name(part)}.json"
 
     def parts(self) -> tuple[int, ...]:
         """Committed parts, ascending."""
-        matches = (_RECORD.fullmatch(name) for name in self._root.names(f"{self._folder}/commits"))
-        found = sorted(int(match[1]) for match in matches if match)
-        return tuple(part for part in found if part < self._spec.parts)
+        found = [self.number(name) for name in self._root.names(f"{self._folder}/commits")]
+        return tuple(sorted(part for part in found if part is not None and part < self._spec.parts))
 
     def find(self, part: int, /) -> PartCommit | None:
         """A part's record, or None when it is not committed.
@@ -160,7 +203,7 @@ class CommitLog:
             FormatError: As in ``find``.
         """
         relative = self.path(part)
-        where = str(self._root.local(relative))
+        where = self._root.where(relative)
         commit = PartCommit.parse(self._root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES), where=where)
         if (commit.owner, commit.part, commit.rows) != (self._folder, part, self._spec.part_rows(part)):
             raise CorruptShardError(
@@ -195,32 +238,64 @@ class CommitLog:
             The record that stands.
 
         Raises:
+            ConflictError: On an object store, somebody else's objects of this part are there and not committed.
+            MissingColumnError: The view set or column has been removed.
             StoreError: The disk is full or fails; nothing is committed.
         """
         with self._root.lock(f"{self._folder}/commits"):
             standing = self.find(commit.part)
             if standing is not None:
                 return standing
-            digests: dict[str, ObjectDigest] = {}
-            for relative, data in objects:
-                self._root.write_atomic(f"{self._folder}/{relative}", data)
-                digests |= digest_objects({relative: data})
-            commit = replace(commit, objects=digests)
-            # The cost differs from run to run, so it stays out of the record.
-            cost = render_document("cost", {"seconds": round(float(seconds), 3), "host": socket.gethostname()})
-            self._root.write_atomic(self.cost_path(commit.part), cost)
-            self._root.write_atomic(self.path(commit.part), commit.render())
-        self._known[commit.part] = commit
+            record = "column" if self._folder.startswith("columns/") else "view_set"
+            if self._root.stamp(f"{self._folder}/{record}.json") is None:  # gone while we waited for the lock
+                raise MissingColumnError(f"{self._folder}: was removed while it was being written; run this again")
+            try:
+                self._known[commit.part] = self._write(commit, objects, seconds=seconds)
+            except ConflictError:
+                # Where nothing is locked another writer may have been faster: then its part is the one.
+                if self.find(commit.part) is None:
+                    raise
+        return self._known[commit.part]
+
+    def _write(self, commit: PartCommit, objects: Iterable[tuple[str, bytes]], *, seconds: float) -> PartCommit:
+        digests: dict[str, ObjectDigest] = {}
+        for relative, data in objects:
+            self._root.write_atomic(f"{self._folder}/{relative}", data)
+            digests |= digest_objects({relative: data})
+        commit = replace(commit, objects=digests)
+        # The cost differs from run to run, so it stays out of the record.
+        cost = render_document("cost", {"seconds": round(float(seconds), 3), "host": socket.gethostname()})
+        self._root.write_atomic(self.cost_path(commit.part), cost, replace=True)
+        if not self._root.overwrites:
+            self._check_present(commit)
+        self._root.write_atomic(self.path(commit.part), commit.render())
         return commit
+
+    def _check_present(self, commit: PartCommit) -> None:
+        """Objects may have been discarded while others were being written: no lock holds a discard back there."""
+        for relative, digest in commit.objects.items():
+            path = f"{self._folder}/{relative}"
+            stamp = self._root.stamp(path)
+            if stamp is None or stamp.size != digest.size:
+                raise StoreError(
+                    f"{self._root.where(path)}: discarded while its part was being written; run the same command again"
+                )
 
     def cost_path(self, part: int, /) -> str:
         """Path of what a part cost to make."""
         return f"{self._folder}/costs/{part_name(part)}.json"
 
     def discard(self, part: int, /) -> None:
-        """Remove a part's record: the part no longer exists, and a rerun makes it again."""
+        """Remove a part's record: the part no longer exists, and a rerun makes it again.
+
+        Where objects are created once, what is left of the part goes too, or a rerun could not create its own.
+        """
         self._known.pop(part, None)
         self._root.remove(self.path(part))
+        if not self._root.overwrites:
+            for path in self._root.files(self._folder):
+                if locate_part(path) == (self._folder, part):
+                    self._root.remove(path)
 
     def summary(self, *, fp16_bytes_per_row: int) -> Summary:
         """Add up all records.
@@ -239,28 +314,45 @@ class CommitLog:
             committed_parts=len(commits),
             bytes=sum(commit.size for commit in commits),
             fp16_bytes=rows * fp16_bytes_per_row,
-            seconds=sum(self._seconds(commit.part) for commit in commits),
+            seconds=sum(self.seconds(commit.part) for commit in commits),
             stats=_average([(commit.stats, len(commit.rows)) for commit in commits]),
         )
 
-    def _seconds(self, part: int) -> float:
+    def seconds(self, part: int, /) -> float:
+        """What a part's writer said that it took; 0 where that is not known.
+
+        Raises:
+            CorruptShardError: The note of it is damaged.
+        """
         relative = self.cost_path(part)
         if self._root.stamp(relative) is None:
             return 0.0
         data = self._root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES)
-        return float(parse_document(data, kind="cost", where=relative).get("seconds", 0.0))
+        where = self._root.where(relative)
+        seconds = parse_document(data, kind="cost", where=where).get("seconds", 0.0)
+        if type(seconds) not in (int, float) or seconds < 0:
+            raise FormatError(f"{where}: seconds: expected a number, got {seconds!r}; delete the file")
+        return float(seconds)
 
 
-def digest_objects(objects: Mapping[str, bytes], /) -> dict[str, ObjectDigest]:
-    """Digests of files."""
-    return {path: ObjectDigest(sha256=digest_bytes(data), size=len(data)) for path, data in objects.items()}
-
-
-def _object(item: Mapping[str, Any]) -> ObjectDigest:
-    digest = ObjectDigest(**item)
-    if not _SHA256.fullmatch(digest.sha256) or type(digest.size) is not int or digest.size < 0:
-        raise ValueError(f"bad object digest {item!r}")
-    return digest
+def _fault(commit: PartCommit) -> str:
+    """What is wrong with a record's fields, or nothing."""
+    if not all(type(number) is int and number >= 0 for number in (commit.part, commit.start, commit.stop)):
+        return "part, start and stop: expected integers"
+    digests = [commit.keys_sha256, *commit.content.values(), *([commit.view_commit] if commit.view_commit else [])]
+    if not all(_SHA256.fullmatch(digest) for digest in digests):
+        return "expected digests of 64 hex digits"
+    # A reader cuts these rows out, and an import copies these files: neither must reach beyond the part.
+    previous = commit.start - 1
+    for row in commit.excluded:
+        if type(row) is not int or not previous < row < commit.stop:
+            return f"excluded: expected ascending rows of the part, got {row!r}"
+        previous = row
+    for path in commit.objects:
+        match = _OBJECT.fullmatch(path)
+        if match is None or int(match["index"] or match["tar"] or match["shard"]) != commit.part:
+            return f"objects: {path!r} is no file of part {commit.part}"
+    return "" if isinstance(commit.stats, Mapping) else "stats: expected an object"
 
 
 def _average(weighted: Sequence[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:

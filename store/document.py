@@ -9,7 +9,7 @@ from typing import Any
 from store.errors import CorruptShardError, FormatError
 from store.fingerprint import digest_json
 
-__all__ = ["FORMAT_VERSION", "MAX_DOCUMENT_BYTES", "parse_document", "render_document"]
+__all__ = ["FORMAT_VERSION", "MAX_DOCUMENT_BYTES", "is_newer", "parse_document", "render_document"]
 
 FORMAT_VERSION = 1
 MAX_DOCUMENT_BYTES = 64 << 20
@@ -49,6 +49,20 @@ def parse_document(data: bytes, *, kind: str, where: str) -> dict[str, Any]:
     if content.get("kind") != kind:
         raise FormatError(f"{where}: expected a {kind} document, got kind {content.get('kind')!r}")
     body: dict[str, Any] = content["body"]
-    if render_document(kind, body) != data:
+    try:
+        sound = render_document(kind, body) == data
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+    if not sound:
         raise CorruptShardError(f"{where}: its bytes differ from its own digest; run sak store verify")
     return body
+
+
+def is_newer(data: bytes, /) -> bool:
+    """Whether a newer program wrote this document, and no byte of it has changed since."""
+    try:
+        content = json.loads(data.decode("utf-8"))
+        version, digest = content.get("format_version"), content.pop("sha256")
+        return type(version) is int and version > FORMAT_VERSION and bool(digest_json(content) == digest)
+    except (ValueError, RecursionError, AttributeError, KeyError):
+        return False

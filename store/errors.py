@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-__all__ = ["CorruptShardError", "FormatError", "MissingColumnError", "MissingRowsError", "StoreError"]
+__all__ = [
+    "ConflictError",
+    "CorruptShardError",
+    "FormatError",
+    "MissingColumnError",
+    "MissingRowsError",
+    "StoreError",
+    "UnreachableError",
+    "one_line",
+]
+
+
+_LONGEST = 2000
 
 
 class StoreError(ValueError):
-    """Base of every store error that a user can mend; the message says what, where and how."""
+    """Base of every store error that a user can mend; the message says what, where and how, in one line.
+
+    What a store holds gets into messages: control characters in it are escaped, and long texts are cut in the middle.
+    """
+
+    def __init__(self, message: str, /) -> None:
+        super().__init__(one_line(message))
 
 
 class FormatError(StoreError):
@@ -23,3 +41,23 @@ class MissingRowsError(StoreError):
 
 class CorruptShardError(StoreError):
     """Stored bytes differ from what their commit record says."""
+
+
+class UnreachableError(ValueError):
+    """A remote store could not be asked: nothing is known of what it holds.
+
+    No StoreError, so that whoever collects what is wrong with a store stops instead of calling all of it damaged.
+    """
+
+
+class ConflictError(StoreError):
+    """Another writer's content stands where an object was to be created."""
+
+
+def one_line(message: str, /) -> str:
+    """A message that prints on one line, whatever names and texts from a store are in it."""
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+    if message.isprintable():
+        return message
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in message)

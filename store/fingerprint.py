@@ -12,16 +12,19 @@ from store.errors import FormatError
 __all__ = ["canonical_json", "digest_bytes", "digest_json", "digest_keys", "fingerprint", "plain_json"]
 
 FINGERPRINT_CHARS = 16
+_DEEPEST = 64
+_LARGEST = 2**64
 
 
 def canonical_json(value: object) -> bytes:
     """Encode a JSON value in its one canonical form: sorted keys, no spaces, UTF-8, no NaN.
 
     Raises:
-        FormatError: The value is not JSON (another type, a NaN or infinity, a key that is no string).
+        FormatError: The value is not JSON (another type, a NaN or infinity, a key that is no string), or not JSON that
+            every language can hold (an integer of more than 64 bits, nested more than 64 deep).
     """
     try:
-        _require_string_keys(value)
+        _require_plain(value, depth=0)
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return text.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
@@ -65,13 +68,17 @@ def digest_keys(keys: Iterable[str]) -> str:
     return state.hexdigest()
 
 
-def _require_string_keys(value: object) -> None:
+def _require_plain(value: object, *, depth: int) -> None:
     """``json.dumps`` would turn other keys into strings, and two different values would share a digest."""
+    if depth > _DEEPEST:
+        raise ValueError(f"nested more than {_DEEPEST} deep")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"key {key!r} is not a string")
-            _require_string_keys(item)
+            _require_plain(item, depth=depth + 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            _require_string_keys(item)
+            _require_plain(item, depth=depth + 1)
+    elif isinstance(value, int) and not -_LARGEST // 2 <= value < _LARGEST:
+        raise ValueError("an integer of more than 64 bits")

@@ -5,14 +5,14 @@ N is rows, C components, H and W the token grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from store.codecs.base import Array, Codec, LevelSpec
+from store.codecs.base import Array, Codec, LevelSpec, LevelwiseCodec
 from store.codecs.registry import codec_from_json
 from store.document import FORMAT_VERSION
 from store.errors import FormatError, MissingRowsError, StoreError
@@ -22,6 +22,10 @@ from store.root import check_name
 __all__ = ["ColumnSpec", "LevelSpec", "ViewSetSpec", "digest_array"]
 
 MAX_LEVELS = 64
+MAX_ROWS_PER_SHARD = 1 << 20
+MAX_PARTS = 1 << 22
+MAX_ROW_VALUES = 1 << 27
+"""Bounds on what a hostile store can make a reader of its list of parts, of one part, or of one row allocate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +55,13 @@ class ViewSetSpec:
         object.__setattr__(self, "view", plain_json(dict(self.view)))
         object.__setattr__(self, "tasks", tuple(self.tasks))
         for name in ("images", "views", "rows_per_shard"):
-            if type(getattr(self, name)) is not int or not 1 <= getattr(self, name) < 1 << 40:
-                raise FormatError(f"view set {self.name}: {name}: expected at least 1, got {getattr(self, name)!r}")
+            value, largest = getattr(self, name), MAX_ROWS_PER_SHARD if name == "rows_per_shard" else 1 << 40
+            if type(value) is not int or not 1 <= value <= largest:
+                raise FormatError(
+                    f"view set {self.name}: {name}: expected at least 1 and at most {largest}, got {value!r}"
+                )
+        if self.parts > MAX_PARTS:
+            raise FormatError(f"view set {self.name}: expected at most {MAX_PARTS} shards, got {self.parts}")
         for name in ("order_seed", "seed"):
             if type(getattr(self, name)) is not int:
                 raise FormatError(f"view set {self.name}: {name}: expected an integer, got {getattr(self, name)!r}")
@@ -107,6 +116,8 @@ class ViewSetSpec:
             FormatError: Keys are missing or unknown, or a field is malformed.
         """
         _require_keys(value, known=[field.name for field in fields(cls)], what="view set")
+        if not isinstance(value["tasks"], list):
+            raise FormatError(f"view set: tasks: expected a list, got {value['tasks']!r}")
         try:
             return cls(**value)
         except (TypeError, ValueError) as error:
@@ -133,10 +144,13 @@ class ColumnSpec:
     def __post_init__(self) -> None:
         check_name(self.view_set, what="view set name")
         check_name(self.teacher, what="teacher name")
+        check_name(f"{self.teacher}-{'0' * 16}", what="teacher name with a fingerprint of 16 digits")
         object.__setattr__(self, "identity", plain_json(dict(self.identity)))
         object.__setattr__(self, "levels", tuple(self.levels))
         if not 1 <= len(self.levels) <= MAX_LEVELS:
             raise FormatError(f"column {self.teacher}: expected 1 to {MAX_LEVELS} levels, got {len(self.levels)}")
+        if sum(level.values for level in self.levels) > MAX_ROW_VALUES:
+            raise FormatError(f"column {self.teacher}: expected levels of at most {MAX_ROW_VALUES} values in all")
 
     @property
     def fingerprint(self) -> str:
@@ -158,31 +172,61 @@ class ColumnSpec:
         """Bytes the same row would take as plain float16, the yardstick for every codec."""
         return sum(2 * level.values for level in self.levels)
 
-    def encode(self, feat_NCHW: Array, /, *, level: int) -> dict[str, Array]:
-        """Encode a batch of one level's maps where they are.
+    def encode_levels(self, feats: Sequence[Array], /) -> list[dict[str, Array]]:
+        """Encode a batch where it is: of every level its maps, float ``(N, C, H, W)``.
 
         Raises:
-            StoreError: The shape is not the level's, or a value cannot be represented; names teacher and level.
+            StoreError: A shape is not its level's, or a value cannot be represented; names teacher and level.
         """
-        expected = self._level(level).shape
-        if tuple(feat_NCHW.shape[1:]) != expected or len(feat_NCHW.shape) != 4:
-            raise StoreError(
-                f"teacher {self.teacher}, level {level}: expected features (rows, {str(expected)[1:-1]}), "
-                f"got {tuple(feat_NCHW.shape)}"
-            )
+        if len(feats) != len(self.levels):
+            raise StoreError(f"teacher {self.teacher}: expected {len(self.levels)} levels, got {len(feats)}")
+        for level, (spec, feat) in enumerate(zip(self.levels, feats, strict=True)):
+            if tuple(feat.shape[1:]) != spec.shape or len(feat.shape) != 4:
+                raise StoreError(
+                    f"teacher {self.teacher}, level {level}: expected features (rows, {str(spec.shape)[1:-1]}), "
+                    f"got {tuple(feat.shape)}"
+                )
         try:
-            return self.codec.encode(feat_NCHW, level=level)
+            return self.codec.encode_levels(feats)
         except StoreError as error:
             raise type(error)(f"teacher {self.teacher}, {error}") from error
 
-    def decode(self, parts: Mapping[str, Array], /, *, level: int) -> Array:
-        """Decode a batch of one level where its parts are: float32 ``(N, C, H, W)``.
+    def needed_levels(self, levels: Sequence[int], /) -> tuple[int, ...]:
+        """Levels to read so that these can be decoded, ascending.
+
+        Raises:
+            FormatError: There is no such level.
+        """
+        outside = [level for level in levels if not 0 <= level < len(self.levels)]
+        if outside:
+            raise FormatError(
+                f"teacher {self.teacher}: expected levels from 0 to {len(self.levels) - 1}, got {outside}"
+            )
+        return self.codec.needed_levels(levels)
+
+    def decode_levels(
+        self, parts: Mapping[int, Mapping[str, Array]], /, *, levels: Sequence[int] | None = None
+    ) -> list[Array]:
+        """Decode a batch where its parts are: for each asked level float32 ``(N, C, H, W)``; all of them for None.
+
+        Args:
+            parts: Stored arrays by level, of at least ``needed_levels(levels)``.
 
         Raises:
             FormatError: The parts are not the codec's, or there is no such level.
         """
-        self._level(level)
-        return self.codec.decode(parts, level=level)
+        wanted = range(len(self.levels)) if levels is None else levels
+        self.needed_levels(wanted)
+        return self.codec.decode_levels(parts, levels=wanted)
+
+    def encode(self, feat_NCHW: Array, /, *, level: int) -> dict[str, Array]:
+        """One level alone. TRANSITION: use encode_levels."""
+        assert isinstance(self.codec, LevelwiseCodec)
+        return self.codec.encode(feat_NCHW, level=level)
+
+    def decode(self, parts: Mapping[str, Array], /, *, level: int) -> Array:
+        """One level alone. TRANSITION: use decode_levels."""
+        return self.decode_levels({level: parts}, levels=[level])[0]
 
     def to_json(self) -> dict[str, Any]:
         """Plain form, without the codec's assets."""
@@ -213,11 +257,6 @@ class ColumnSpec:
             levels=tuple(LevelSpec.from_json(level) for level in value["levels"]),
             codec=codec_from_json(value["codec"], assets=assets),
         )
-
-    def _level(self, level: int) -> LevelSpec:
-        if not 0 <= level < len(self.levels):
-            raise FormatError(f"teacher {self.teacher}: expected a level from 0 to {len(self.levels) - 1}, got {level}")
-        return self.levels[level]
 
 
 def digest_array(array: NDArray[np.generic], /) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from store.backends.base import Backend
+from store.backends.registry import backend_of
 from store.column import Column
+from store.commits import digest_objects
 from store.document import MAX_DOCUMENT_BYTES, parse_document, render_document
-from store.errors import FormatError, MissingColumnError
-from store.layout import column_files
+from store.errors import ConflictError, FormatError, MissingColumnError
+from store.layout import column_files, load_record
 from store.root import Root, check_name
+from store.roots import open_root
 from store.spec import ColumnSpec, ViewSetSpec
 from store.viewset import ReadOptions, ViewSet
 
@@ -31,6 +37,11 @@ class Store:
     def __init__(self, root: Root, *, options: ReadOptions) -> None:
         self.root = root
         self._options = options
+        self._kept: dict[tuple[str, str], Column] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_reopen, (self.root, self._options))
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], /, *, options: ReadOptions | None = None) -> Store:
@@ -40,12 +51,13 @@ class Store:
             FormatError: There is none, or a newer sak made it.
             CorruptShardError: ``store.json`` has changed.
         """
-        opened = Root(_local_path(root))
-        if not opened.path.is_dir() or opened.stamp(_RECORD) is None:
-            raise FormatError(f"{opened.path}: expected a store, found no {_RECORD}; sak extract makes one")
+        options = options or ReadOptions()
+        opened = open_root(root, cache_bytes=options.cache_bytes)
+        if opened.stamp(_RECORD) is None:
+            raise FormatError(f"{opened.url}: expected a store, found no {_RECORD}; sak extract makes one")
         data = opened.read_bytes(_RECORD, max_bytes=MAX_DOCUMENT_BYTES)
-        parse_document(data, kind="store", where=str(opened.path / _RECORD))
-        return cls(opened, options=options or ReadOptions())
+        parse_document(data, kind="store", where=opened.where(_RECORD))
+        return cls(opened, options=options)
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], /, *, options: ReadOptions | None = None) -> Store:
@@ -55,16 +67,12 @@ class Store:
             FormatError: The folder holds something else, or a store of a newer version.
             StoreError: The disk is full or fails.
         """
-        path = _local_path(root)
-        if path.exists() and not path.is_dir():
-            raise FormatError(f"{path}: expected a folder for the store, got a file")
-        target = Root(path)
-        if not path.is_dir() or target.stamp(_RECORD) is None:
-            if path.is_dir() and _foreign(path):
-                raise FormatError(f"{path}: expected an empty folder or a store, found other files; choose another")
+        target = open_root(root)
+        if target.stamp(_RECORD) is None:
+            target.prepare()
             target.write_atomic(_RECORD, render_document("store", {"created_by": "sak"}))
         target.clean(None)
-        return cls.open(path, options=options)
+        return cls.open(root, options=options)
 
     def view_set_names(self) -> tuple[str, ...]:
         """Names of all view sets, sorted; opens none, so that damage to one hides no other."""
@@ -99,7 +107,7 @@ class Store:
         check_name(name, what="view set name")
         if not self.root.exists(f"views/{name}/view_set.json"):
             found = ", ".join(self.root.names("views")) or "none"
-            raise MissingColumnError(f"{self.root.path}: no view set {name!r}, found {found}")
+            raise MissingColumnError(f"{self.root.url}: no view set {name!r}, found {found}")
         return ViewSet(self.root, name, options=self._options)
 
     def columns(self, view_set: str) -> tuple[Column, ...]:
@@ -126,7 +134,7 @@ class Store:
         found = self.column_names(view_set)
         if name not in found:
             raise MissingColumnError(
-                f"{self.root.path}: view set {view_set} has no column {name!r}, found {', '.join(found) or 'none'}"
+                f"{self.root.url}: view set {view_set} has no column {name!r}, found {', '.join(found) or 'none'}"
             )
         return Column(self.root, name, view_set=views, options=self._options)
 
@@ -141,36 +149,90 @@ class Store:
         with self.root.lock(folder):
             self.root.clean(folder)
             if not self.root.exists(f"{folder}/view_set.json"):
-                self.root.write_atomic(f"{folder}/view_set.json", render_document("view_set", spec.to_json()))
+                with self._unless_made(f"{folder}/view_set.json"):
+                    self.root.write_atomic(f"{folder}/view_set.json", render_document("view_set", spec.to_json()))
         found = self.view_set(spec.name)
         old, new = found.spec.to_json(), spec.to_json()
         differing = [f"{name} ({old[name]!r} there, {new[name]!r} asked)" for name in new if old[name] != new[name]]
         if differing:
             raise FormatError(
-                f"{self.root.path}/{folder}: a view set of this name exists with another {', '.join(differing)}; "
+                f"{self.root.url}/{folder}: a view set of this name exists with another {', '.join(differing)}; "
                 "choose another name"
             )
         return found
 
-    def create_column(self, spec: ColumnSpec, /) -> Column:
-        """Make a column, or return the one there is; clears away what writers that died left.
+    def extend_view_set(self, name: str, /, *, views: int) -> ViewSet:
+        """Append views to a view set: the rows that there are, and what columns hold of them, stay as they are.
+
+        ``create_column`` then brings a column's description up to the new rows, and their parts are written like any
+        others. Doing it again with the same number of views changes nothing.
+
+        Raises:
+            MissingColumnError: There is no such view set.
+            FormatError: It has more views already, or its last part is a short one, which new rows would change.
+            StoreError: The disk is full or fails.
+        """
+        folder = f"views/{check_name(name, what='view set name')}"
+        self.view_set(name)
+        with self.root.lock(folder):
+            self.root.clean(folder)
+            spec = self.view_set(name).spec
+            if views < spec.views:
+                raise FormatError(f"{self.root.url}/{folder}: expected at least its {spec.views} views, got {views}")
+            short = spec.rows % spec.rows_per_shard
+            if views > spec.views and short:
+                raise FormatError(
+                    f"{self.root.url}/{folder}: its last part holds {short} of {spec.rows_per_shard} rows, which more "
+                    "views would change; make another view set, with rows per shard that divide its images"
+                )
+            if views > spec.views:
+                grown = render_document("view_set", replace(spec, views=views).to_json())
+                self.root.write_atomic(f"{folder}/view_set.json", grown, replace=True)
+        return self.view_set(name)
+
+    def create_column(self, spec: ColumnSpec, /, *, backend: str = "zarr") -> Column:
+        """Make a column, or return the one there is, however it is stored; clears away what writers that died left.
+
+        Args:
+            backend: How a new column is stored: ``zarr``, or ``webdataset`` for tars.
 
         Raises:
             MissingColumnError: Its view set does not exist.
-            FormatError: A column of that name has another spec.
+            FormatError: A column of that name has another spec, or there is no such backend.
             StoreError: The disk is full or fails.
         """
         views = self.view_set(spec.view_set)
         folder = f"columns/{spec.view_set}/{spec.name}"
+        stored = backend_of(backend, where=folder)
         with self.root.lock(folder):
             self.root.clean(folder)
-            if not self.root.exists(f"{folder}/column.json"):
-                for relative, data in column_files(spec, views.spec).items():
-                    self.root.write_atomic(f"{folder}/{relative}", data)
+            new = not self.root.exists(f"{folder}/column.json")
+            with self._unless_made(f"{folder}/column.json"):
+                for relative, data in self._described(folder, spec, views.spec, backend=stored).items():
+                    self.root.write_atomic(f"{folder}/{relative}", data, replace=not new)
         column = self.column(spec.view_set, spec.name)
         if column.spec.to_json() != spec.to_json():
-            raise FormatError(f"{self.root.path}/{folder}: holds another column than the one asked for")
+            raise FormatError(f"{self.root.url}/{folder}: holds another column than the one asked for")
         return column
+
+    @contextlib.contextmanager
+    def _unless_made(self, record: str) -> Iterator[None]:
+        """Where nothing is locked another writer may be faster: then its record stands, and is compared as any."""
+        try:
+            yield
+        except ConflictError:
+            if not self.root.exists(record):
+                raise
+
+    def _described(self, folder: str, spec: ColumnSpec, view_set: ViewSetSpec, *, backend: Backend) -> dict[str, bytes]:
+        """Files to be written so that a column is described for all rows of its view set, ``column.json`` last."""
+        if not self.root.exists(f"{folder}/column.json"):
+            return column_files(spec, view_set, backend=backend)
+        record = load_record(self.root, folder)
+        files = column_files(spec, view_set, backend=record.backend)
+        objects = digest_objects({path: data for path, data in files.items() if path != "column.json"})
+        # Another column's record is for the caller to refuse.
+        return {} if record.spec != spec.to_json() or record.objects == objects else files
 
     def read(
         self,
@@ -182,29 +244,41 @@ class Store:
     ) -> dict[str, list[NDArray[np.float32]]]:
         """Decoded features of rows from several columns, each proven to belong to the view set.
 
+        Touches no other column, level or shard. Columns stay open for the next call, with the shards that they have
+        verified; another ``Store`` sees what was discarded and made again since.
+
+        Args:
+            columns: Names as ``column_names`` gives them.
+            rows: Row numbers of the view set, in any order, repeated or not.
+            levels: Numbers from 0; all where it is None.
+
         Shapes:
-            returns: column name to one float32 ``(len(rows), C, h, w)`` per asked level.
+            returns: column name to one float32 ``(len(rows), C, h, w)`` per asked level, in the order asked for; C, h
+                and w are the level's own (``column.spec.levels``).
 
         Raises:
             MissingColumnError: A column does not exist.
             MissingRowsError: Rows are not committed.
             CorruptShardError: Stored bytes differ from what was committed.
-            FormatError: A column was made from other rows or images.
+            FormatError: A column was made from other rows or images, or has no such level.
+            UnreachableError: A remote store cannot be reached.
         """
+        rows_N = np.asarray(rows, dtype=np.int64).reshape(-1)
         result = {}
         for name in columns:
-            column = self.column(view_set, name)
-            column.check_join(column.view_set)
-            result[name] = column.read_floats(rows, levels=levels)
+            column = self._kept_column(view_set, name)
+            found = column.read_floats(rows_N, levels=levels)
+            for part in np.unique(rows_N // column.view_set.spec.rows_per_shard).tolist():
+                column.check_join_part(column.view_set, part)
+            result[name] = found
         return result
 
+    def _kept_column(self, view_set: str, name: str) -> Column:
+        with self._lock:
+            if (view_set, name) not in self._kept:
+                self._kept[view_set, name] = self.column(view_set, name)
+            return self._kept[view_set, name]
 
-def _local_path(root: str | os.PathLike[str]) -> Path:
-    text = os.fspath(root)
-    if "://" in text:
-        raise FormatError(f"{text}: expected a local folder; object stores are not supported yet")
-    return Path(text).absolute()
 
-
-def _foreign(path: Path) -> bool:
-    return any(not entry.name.startswith(".") for entry in path.iterdir())
+def _reopen(root: Root, options: ReadOptions) -> Store:
+    return Store(root, options=options)

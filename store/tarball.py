@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tarfile
 from collections.abc import Sequence
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from store.errors import CorruptShardError
+from store.root import StoredFile
 
 __all__ = ["SUFFIX", "Tar", "TarMember", "build_tar", "member_name", "scan_tar"]
 
@@ -54,7 +54,7 @@ def build_tar(files: Sequence[tuple[int, str, bytes]], /) -> Tar:
     return Tar(b"".join([*blocks, _END]), tuple(members))
 
 
-def scan_tar(file: BinaryIO, /, *, where: str) -> tuple[TarMember, ...]:
+def scan_tar(file: StoredFile, /, *, where: str) -> tuple[TarMember, ...]:
     """List a tar's members without reading their content.
 
     A header must be, byte for byte, the one that ``build_tar`` writes for its name and size. That rules out links,
@@ -62,20 +62,19 @@ def scan_tar(file: BinaryIO, /, *, where: str) -> tuple[TarMember, ...]:
 
     Raises:
         CorruptShardError: A header is anything else, a member reaches past the end, or there is no end.
+        OSError: The file cannot be read.
     """
-    length = os.fstat(file.fileno()).st_size
     members: list[TarMember] = []
     position = 0
     while True:
-        file.seek(position)
-        block = file.read(_BLOCK)
+        block = file.read(position, _BLOCK)
         if block == _END[:_BLOCK]:
-            if file.read(_BLOCK + 1) != _END[_BLOCK:]:
+            if file.read(position + _BLOCK, _BLOCK + 1) != _END[_BLOCK:]:
                 raise CorruptShardError(f"{where}: bytes after the end of the tar; run sak store verify")
             return tuple(members)
         member = _parse_header(block, position, where)
         position += _BLOCK + member.size + -member.size % _BLOCK
-        if position > length:
+        if position > file.size:
             raise CorruptShardError(f"{where}: member at byte {member.offset} is cut short; run sak store verify")
         members.append(member)
 

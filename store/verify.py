@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from store.column import Column
-from store.commits import PartCommit, part_name
+from store.commits import ObjectDigest, PartCommit, PartLocation, locate_part, part_name
 from store.document import MAX_DOCUMENT_BYTES, parse_document
 from store.errors import StoreError
-from store.layout import load_record
-from store.root import Root, is_temporary
-from store.shard import ObjectDigest
+from store.fingerprint import digest_bytes
+from store.layout import column_files, load_record
+from store.root import Root, is_name, is_temporary
 from store.store import Store
 from store.tarball import scan_tar
+from store.transfer import EXPORT_RECORD, load_export
+from store.uses import USES, load_use
 from store.viewset import ViewSet
 
 __all__ = ["Finding", "PartLocation", "locate_part", "verify"]
 
 Progress = Callable[[int, int], None]
 
-_PART_FILE = re.compile(
-    r"(?P<folder>views/[^/]+|columns/[^/]+/[^/]+)/"
-    r"(?:(?:index|images|costs|commits)/part-|level_\d+(?:_\w+)?/c/)(?P<part>\d{1,12})(?:[./].*)?"
-)
-_OWNED_FILE = re.compile(r"(?P<folder>views/[^/]+|columns/[^/]+/[^/]+)/.+")
+_IMAGES = re.compile(r"views/[^/]+/images/.+")
+_OWNED_FILE = re.compile(r"(?P<folder>views/[^/]+|columns/[^/]+/[^/]+)/.+", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,28 +44,62 @@ class Finding:
     stray: bool = False
 
 
-class PartLocation(NamedTuple):
-    """A part of a view set or column: its owner's folder in the store, and its number."""
+class _Scope:
+    """Which files are to be checked: all, or these files and the view sets and columns in these folders."""
 
-    folder: str
-    part: int
+    def __init__(self, paths: Collection[str] | None) -> None:
+        self._paths = None if paths is None else frozenset(paths)
 
+    def has(self, path: str) -> bool:
+        if self._paths is None:
+            return True
+        names = path.split("/")
+        return any("/".join(names[:count]) in self._paths for count in range(1, len(names) + 1))
 
-def locate_part(path: str, /) -> PartLocation | None:
-    """The part that a file belongs to, from its path in the store; None for a file of no single part."""
-    match = _PART_FILE.fullmatch(path)
-    return PartLocation(match["folder"], int(match["part"])) if match else None
+    def touches(self, folder: str) -> bool:
+        """Whether anything in a folder is to be checked."""
+        if self._paths is None or self.has(folder):
+            return True
+        return any(path.startswith(f"{folder}/") for path in self._paths)
+
+    def parts(self, folder: str, committed: Sequence[int]) -> list[int]:
+        """Those of a view set's or column's parts of which anything is to be checked."""
+        if self._paths is None or self.has(folder):
+            return list(committed)
+        named = {found.part for path in self._paths if (found := locate_part(path)) and found.folder == folder}
+        return [part for part in committed if part in named]
+
+    def files(self, root: Root) -> list[str]:
+        if self._paths is None:
+            return root.files()
+        if all(root.stamp(path) is not None for path in self._paths):
+            return sorted(self._paths)
+        return [path for path in root.files() if self.has(path)]
 
 
 class _Audit:
     """Collects findings and remembers which files have been accounted for."""
 
-    def __init__(self, root: Root, progress: Progress | None) -> None:
+    def __init__(self, root: Root, scope: _Scope, progress: Progress | None) -> None:
         self.root = root
+        self.scope = scope
         self.findings: list[Finding] = []
-        self.files = self.root.files()
+        self.files = scope.files(root)
         self._left = set(self.files)
         self._progress = progress
+        self.imageless = self._is_imageless()
+
+    def _is_imageless(self) -> bool:
+        """Whether this is an export that was made without images; accounts for its record."""
+        if not self.scope.has(EXPORT_RECORD) or self.root.stamp(EXPORT_RECORD) is None:
+            return False
+        self.account(EXPORT_RECORD)
+        try:
+            export = load_export(self.root)
+        except StoreError as error:
+            self.error(EXPORT_RECORD, str(error))
+            return False
+        return export is not None and not export.images
 
     def error(self, path: str, problem: str, *, rows: range | None = None, stray: bool = False) -> None:
         self.findings.append(Finding(path=path, rows=rows, problem=problem, severity="error", stray=stray))
@@ -82,10 +116,15 @@ class _Audit:
         return sorted(self._left)
 
     def check_file(self, path: str, digest: ObjectDigest, *, rows: range | None) -> bool:
-        """Compare one file with what was recorded; True when it is whole."""
+        """Compare one file with what was recorded; True when it is whole, or not to be checked."""
+        if not self.scope.has(path):
+            return True
         self.account(path)
         try:
             stamp = self.root.stamp(path)
+            if stamp is None and self.imageless and _IMAGES.fullmatch(path):
+                self.info(path, "left out of this export", rows=rows)
+                return True
             if stamp is None:
                 self.error(path, "missing", rows=rows)
             elif stamp.size != digest.size:
@@ -99,42 +138,54 @@ class _Audit:
         return False
 
 
-def verify(store: Store, /, *, progress: Progress | None = None) -> list[Finding]:
-    """Check every file of a store.
+def verify(store: Store, /, *, paths: Collection[str] | None = None, progress: Progress | None = None) -> list[Finding]:
+    """Check every file of a store, or some.
 
-    Finds flipped, missing, truncated, swapped and extra bytes, records that disagree with what they describe, columns
-    that do not belong to their view set, and files that no record accounts for.
+    Finds flipped, missing, truncated, swapped and extra bytes, rows that do not decode to what was encoded, records
+    that disagree with what they describe, columns that do not belong to their view set, and files that no record
+    accounts for.
 
     Args:
+        paths: Check only these files, and what is in these folders of view sets and columns, with the records that
+            vouch for them. For one part or column of a large store.
         progress: Called with files checked and files in all.
 
     Returns:
         Findings in the order of their paths; a sound store has none of severity ``error``.
     """
-    audit = _Audit(store.root, progress)
-    _check_document(audit, "store.json", kind="store")
-    open_view_sets: dict[str, ViewSet] = {}
-    for name in _folders(store.root, "views"):
-        if _is_unborn(audit, f"views/{name}", record="view_set.json"):
-            continue
-        try:
-            audit.account(f"views/{name}/view_set.json")
-            open_view_sets[name] = ViewSet(audit.root, name)
-        except StoreError as error:
-            audit.error(f"views/{name}/view_set.json", str(error))
+    audit = _Audit(store.root, _Scope(paths), progress)
+    if audit.scope.has("store.json"):
+        _check_document(audit, "store.json", kind="store")
+    open_view_sets = _open_view_sets(audit)
     for view_set in open_view_sets.values():
-        _check_view_set(audit, view_set)
-    for name in _folders(store.root, "columns"):
-        for column_name in _folders(store.root, f"columns/{name}"):
+        if audit.scope.touches(view_set.folder):
+            _check_view_set(audit, view_set)
+    for name in _folders(audit, "columns"):
+        for column_name in _folders(audit, f"columns/{name}"):
             _check_column(audit, open_view_sets.get(name), f"columns/{name}/{column_name}")
+    _check_uses(audit)
     _check_left(audit)
     return sorted(audit.findings, key=lambda finding: (finding.path, finding.severity, finding.problem))
 
 
-def _folders(root: Root, relative: str) -> list[str]:
-    """Names of real folders; a link is reported later as a file that does not belong."""
-    folder = root.path / relative
-    return [name for name in root.names(relative) if (folder / name).is_dir() and not (folder / name).is_symlink()]
+def _open_view_sets(audit: _Audit) -> dict[str, ViewSet]:
+    found: dict[str, ViewSet] = {}
+    for name in audit.root.folders("views"):
+        folder = f"views/{name}"
+        wanted = audit.scope.touches(folder) or audit.scope.touches(f"columns/{name}")
+        if not wanted or _is_unborn(audit, folder, record="view_set.json"):
+            continue
+        try:
+            audit.account(f"{folder}/view_set.json")
+            found[name] = ViewSet(audit.root, name)
+        except StoreError as error:
+            audit.error(f"{folder}/view_set.json", str(error))
+    return found
+
+
+def _folders(audit: _Audit, relative: str) -> list[str]:
+    """Names of real folders to look into; a link is reported later as a file that does not belong."""
+    return [name for name in audit.root.folders(relative) if audit.scope.touches(f"{relative}/{name}")]
 
 
 def _is_unborn(audit: _Audit, folder: str, *, record: str) -> bool:
@@ -152,7 +203,7 @@ def _check_document(audit: _Audit, path: str, *, kind: str) -> None:
 
 def _checked_commits(audit: _Audit, owner: ViewSet | Column) -> Iterator[PartCommit]:
     """Records that are sound, after checking their objects."""
-    for part in owner.committed_parts():
+    for part in audit.scope.parts(owner.folder, owner.committed_parts()):
         path = owner.commits.path(part)
         audit.account(path)
         rows = _part_rows(owner, part)
@@ -166,7 +217,7 @@ def _checked_commits(audit: _Audit, owner: ViewSet | Column) -> Iterator[PartCom
             for relative, digest in commit.objects.items()
         ]
         cost = owner.commits.cost_path(part)
-        if audit.root.stamp(cost) is not None:
+        if audit.scope.has(cost) and audit.root.stamp(cost) is not None:
             _check_document(audit, cost, kind="cost")
         if all(whole):
             yield commit
@@ -177,9 +228,11 @@ def _check_view_set(audit: _Audit, view_set: ViewSet) -> None:
         path = f"{view_set.folder}/images/{part_name(commit.part)}.tar"
         try:
             index = view_set.load_index(commit.part)
-            with open(view_set.tar_path(commit.part), "rb") as file:
+            if audit.imageless and audit.root.stamp(path) is None:
+                continue
+            with contextlib.closing(audit.root.open(path)) as file:
                 members = scan_tar(file, where=path)
-            view_set.read_part(commit.part)
+            view_set.check_part(commit.part)
         except (StoreError, OSError) as error:
             audit.error(path, str(error), rows=commit.rows)
             continue
@@ -199,20 +252,73 @@ def _check_column(audit: _Audit, view_set: ViewSet | None, folder: str) -> None:
         return
     audit.account(path)
     try:
-        for relative, digest in load_record(audit.root, folder).objects.items():
-            audit.check_file(f"{folder}/{relative}", digest, rows=None)
         column = Column(audit.root, folder.rsplit("/", 1)[1], view_set=view_set)
     except StoreError as error:
         audit.error(path, str(error))
+        _check_described(audit, folder, None, view_set=view_set)
         return
-    expected = {part: {array.chunk(part) for array in column.arrays} for part in column.committed_parts()}
+    _check_described(audit, folder, column, view_set=view_set)
     for commit in _checked_commits(audit, column):
-        if set(commit.objects) != expected[commit.part]:
+        if set(commit.objects) != set(column.part_files(commit.part)):
             audit.error(column.commits.path(commit.part), "lists other files than the column has", rows=commit.rows)
+            continue
         try:
             column.check_join_part(view_set, commit.part)
         except StoreError as error:
             audit.error(column.commits.path(commit.part), str(error), rows=commit.rows)
+        _check_content(audit, column, commit)
+
+
+def _check_described(audit: _Audit, folder: str, column: Column | None, *, view_set: ViewSet) -> None:
+    """Check the files that describe a column's arrays; one that cannot be opened is blamed already."""
+    try:
+        objects = column.objects if column else load_record(audit.root, folder).objects
+    except StoreError:
+        return
+    sound = True
+    for relative, digest in objects.items():
+        path = f"{folder}/{relative}"
+        if column is not None and _is_grown(audit, path, digest, column=column, view_set=view_set):
+            audit.account(path)
+            audit.info(path, "describes more rows than its column.json; a rerun completes it")
+            sound = False
+        else:
+            sound &= audit.check_file(path, digest, rows=None)
+    if column is not None and sound and audit.scope.has(f"{folder}/zarr.json"):
+        try:
+            column.check_metadata()
+        except StoreError as error:
+            audit.error(f"{folder}/column.json", str(error))
+
+
+def _is_grown(audit: _Audit, path: str, digest: ObjectDigest, *, column: Column, view_set: ViewSet) -> bool:
+    """Whether a file tells of more rows than ``column.json``: a writer died while views were being appended."""
+    if view_set.spec.views == 1 or not path.endswith("/zarr.json") or not audit.scope.has(path):
+        return False
+    found = audit.root.digest(path) if audit.root.stamp(path) else digest.sha256
+    if found == digest.sha256:
+        return False
+    grown = column_files(column.spec, view_set.spec, backend=column.backend)
+    return digest_bytes(grown[path.split("/", 3)[3]]) == found
+
+
+def _check_content(audit: _Audit, column: Column, commit: PartCommit) -> None:
+    """Unpack every row: files may be what their record says and still not hold what was encoded."""
+    try:
+        column.check_content(commit.part)
+    except StoreError as error:
+        audit.error(column.commits.path(commit.part), str(error), rows=commit.rows)
+
+
+def _check_uses(audit: _Audit) -> None:
+    for name in audit.root.names(USES):
+        path = f"{USES}/{name}"
+        if audit.scope.has(path):
+            audit.account(path)
+            try:
+                load_use(audit.root, name)
+            except StoreError as error:
+                audit.error(path, str(error))
 
 
 def _part_rows(owner: ViewSet | Column, part: int) -> range:
@@ -222,14 +328,13 @@ def _part_rows(owner: ViewSet | Column, part: int) -> range:
 
 def _check_left(audit: _Audit) -> None:
     """Files that no record accounts for: harmless where an interrupted writer explains them, else errors."""
-    present = set(audit.files)
     broken = {finding.path for finding in audit.findings}
     for path in audit.left():
-        if audit.root.path.joinpath(path).is_symlink():
+        if audit.root.is_link(path):
             audit.error(path, "a link; only plain files belong in a store", stray=True)
         elif is_temporary(path.rsplit("/", 1)[-1]):
             audit.info(path, "temporary file of a writer that runs or died")
-        elif not _records(path) <= present:
+        elif not all(audit.root.stamp(record) for record in _records(path)):
             audit.info(path, "belongs to something without a record yet; a rerun completes it")
         elif not _records(path) & broken:  # what a broken record would have listed is not worth a line each
             audit.error(path, "no record accounts for this file", stray=True)
@@ -242,6 +347,6 @@ def _records(path: str) -> set[str]:
     if part is not None and "/commits/" not in path:
         records.add(f"{part.folder}/commits/{part_name(part.part)}.json")
     owner = _OWNED_FILE.fullmatch(path)
-    if owner is not None:
+    if owner is not None and all(map(is_name, owner["folder"].split("/"))):
         records.add(f"{owner['folder']}/{'column' if path.startswith('columns/') else 'view_set'}.json")
     return records

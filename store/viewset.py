@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from store.commits import CommitLog, PartCommit, Summary, part_name
+from store.commits import CommitLog, PartCommit, Summary, digest_objects, part_name
 from store.document import MAX_DOCUMENT_BYTES, parse_document
 from store.errors import CorruptShardError, FormatError
 from store.fingerprint import canonical_json, digest_bytes, digest_keys
-from store.root import Root, Stamp
+from store.root import DEFAULT_CACHE_BYTES, Root, Stamp, StoredFile
 from store.rows import FileEntry, IndexRow, ViewRow, image_suffix, parse_index, render_index
 from store.spec import ViewSetSpec
 from store.tarball import build_tar
+from store.workers import available_threads
 
 __all__ = ["ReadOptions", "ViewSet"]
 
@@ -27,6 +29,7 @@ _CACHED_PARTS = 64
 _MAX_INDEX_BYTES = 1 << 30
 _VERIFY = ("shard", "row", "size")
 _ENGINES = ("direct", "zarr", "zarrs")
+_PREFETCH_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,9 @@ class ReadOptions:
     ``verify``: ``shard`` compares each file's SHA-256 with its commit record when the process first touches it, and
     checks every row on every read; ``row`` only the latter; ``size`` does without row digests where a file's format
     has none of its own (images). ``engine`` reads columns: ``direct``, or through the ``zarr`` library, or through
-    it with the ``zarrs`` codec pipeline; all give equal results.
+    it with the ``zarrs`` codec pipeline; all give equal results. ``cache_bytes`` limits the local cache of objects of
+    remote stores; with 0 every row is asked for by itself. ``threads`` unpack rows and hash shards; the default suits
+    one reader a process. ``prefetch_bytes`` limits how much of a column is read ahead of its use.
 
     Raises:
         FormatError: An option has an unknown value.
@@ -44,11 +49,24 @@ class ReadOptions:
 
     verify: str = "shard"
     engine: str = "direct"
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    threads: int = field(default_factory=available_threads)
+    prefetch_bytes: int = _PREFETCH_BYTES
 
     def __post_init__(self) -> None:
         for name, choices in (("verify", _VERIFY), ("engine", _ENGINES)):
             if getattr(self, name) not in choices:
                 raise FormatError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name, least in (("cache_bytes", 0), ("threads", 1), ("prefetch_bytes", 0)):
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise FormatError(f"{name}: expected an integer, at least {least}, got {getattr(self, name)!r}")
+
+
+class _Packed(NamedTuple):
+    """A part ready to be published: its record without objects, and they."""
+
+    commit: PartCommit
+    objects: list[tuple[str, bytes]]
 
 
 class ViewSet:
@@ -79,6 +97,11 @@ class ViewSet:
         """Name of the view set."""
         return self.spec.name
 
+    @property
+    def root(self) -> Root:
+        """Where its store is."""
+        return self._root
+
     def committed_parts(self) -> tuple[int, ...]:
         """Parts that exist, ascending."""
         return self.commits.parts()
@@ -95,6 +118,19 @@ class ViewSet:
             FormatError: The rows are not exactly the part's.
             StoreError: The disk is full or fails; nothing is committed.
         """
+        packed = self._pack(part, rows)
+        return self.commits.publish(packed.commit, objects=packed.objects, seconds=seconds)
+
+    def planned_commit(self, part: int, rows: Sequence[ViewRow], /) -> PartCommit:
+        """The record that ``write_part`` would publish; writes nothing.
+
+        Raises:
+            FormatError: The rows are not exactly the part's.
+        """
+        packed = self._pack(part, rows)
+        return replace(packed.commit, objects=digest_objects(dict(packed.objects)))
+
+    def _pack(self, part: int, rows: Sequence[ViewRow]) -> _Packed:
         self._check_rows(part, rows)
         tar = build_tar([item for row in rows for item in _row_files(row)])
         positions = {(member.row, member.suffix): member for member in tar.members}
@@ -119,8 +155,7 @@ class ViewSet:
             objects={},
             excluded=tuple(row.row for row in rows if row.error is not None),
         )
-        objects = [(_tar_path(part), tar.data), (_index_path(part), render_index(index))]
-        return self.commits.publish(commit, objects=objects, seconds=seconds)
+        return _Packed(commit, [(_tar_path(part), tar.data), (_index_path(part), render_index(index))])
 
     def read_part(self, part: int) -> list[ViewRow]:
         """All rows of a part, verified.
@@ -130,6 +165,16 @@ class ViewSet:
             CorruptShardError: Stored bytes differ from the commit record.
         """
         return self.read_rows(self.spec.part_rows(part))
+
+    def check_part(self, part: int) -> None:
+        """``read_part`` that keeps nothing, for parts of any size.
+
+        Raises:
+            MissingRowsError: The part is not committed.
+            CorruptShardError: Stored bytes differ from the commit record.
+        """
+        for _ in self._read_from(part, self.index(part)):
+            pass
 
     def read_rows(self, rows: Sequence[int] | NDArray[np.int64]) -> list[ViewRow]:
         """Rows in the order asked for, reading only their files.
@@ -143,7 +188,9 @@ class ViewSet:
         self.commits.require(parts)
         found: dict[int, ViewRow] = {}
         for part in parts:
-            found.update(self._read_from(part, {row for row in wanted if self.spec.part_of(row) == part}))
+            mine = {row for row in wanted if self.spec.part_of(row) == part}
+            entries = [row for row in self.index(part) if row.row in mine]
+            found.update((row.row, row) for row in self._read_from(part, entries))
         return [found[row] for row in wanted]
 
     def index(self, part: int) -> tuple[IndexRow, ...]:
@@ -173,16 +220,14 @@ class ViewSet:
         """
         commit = self.commits.require([part])[0]
         relative = f"{self.folder}/{_index_path(part)}"
-        where = str(self._root.local(relative))
+        where = self._root.where(relative)
         data = self._root.read_bytes(relative, max_bytes=_MAX_INDEX_BYTES)
         expected = commit.objects.get(_index_path(part))
         if expected is None or digest_bytes(data) != expected.sha256:
             raise _corrupt(where, commit.rows, "its SHA-256 differs from the commit record")
-        index = parse_index(data, where=where)
-        if [row.row for row in index] != list(commit.rows) or digest_keys(
-            row.key for row in index
-        ) != commit.keys_sha256:
-            raise _corrupt(where, commit.rows, "its rows or keys are not those of the commit record")
+        index = parse_index(data, rows=commit.rows, where=where)
+        if digest_keys(row.key for row in index) != commit.keys_sha256:
+            raise _corrupt(where, commit.rows, "its keys are not those of the commit record")
         return index
 
     def keys(self, part: int) -> tuple[str, ...]:
@@ -209,41 +254,46 @@ class ViewSet:
         self.commits.discard(part)
 
     def tar_path(self, part: int) -> Path:
-        """A part's tar on disk, for readers of WebDataset."""
+        """A part's tar on disk, for readers of WebDataset.
+
+        Raises:
+            StoreError: The store is not on a local disk.
+        """
         return self._root.local(f"{self.folder}/{_tar_path(part)}")
 
-    def _read_from(self, part: int, wanted: set[int]) -> dict[int, ViewRow]:
-        path = self.tar_path(part)
-        entries = [row for row in self.index(part) if row.row in wanted]
+    def _read_from(self, part: int, entries: Sequence[IndexRow]) -> Iterator[ViewRow]:
+        relative = f"{self.folder}/{_tar_path(part)}"
+        where = self._root.where(relative)
         try:
-            with open(path, "rb") as file:
-                self._verify_tar(part, file.fileno(), path)
-                return {row.row: self._read_row(file.fileno(), row, path) for row in entries}
+            with contextlib.closing(self._root.open(relative, sha256=self._tar_digest(part))) as file:
+                self._verify_tar(part, file, where)
+                for row in entries:
+                    yield self._read_row(file, row, where)
         except OSError as error:
-            rows = self.spec.part_rows(part)
-            raise _corrupt(str(path), rows, f"cannot be read ({error.strerror})") from error
+            raise _corrupt(where, self.spec.part_rows(part), f"cannot be read ({error.strerror})") from error
 
-    def _verify_tar(self, part: int, descriptor: int, path: Path) -> None:
-        info = os.fstat(descriptor)
-        stamp = Stamp(info.st_ino, info.st_size, info.st_mtime_ns)
+    def _tar_digest(self, part: int) -> str | None:
+        expected = self.commits.require([part])[0].objects.get(_tar_path(part))
+        return expected.sha256 if expected else None
+
+    def _verify_tar(self, part: int, file: StoredFile, where: str) -> None:
         commit = self.commits.require([part])[0]
         expected = commit.objects.get(_tar_path(part))
-        if expected is None or stamp.size != expected.size:
-            raise _corrupt(str(path), commit.rows, f"its size {stamp.size} differs from the commit record")
-        if self._options.verify == "shard" and self._verified.get(part) != stamp:
-            if self._root.digest(f"{self.folder}/{_tar_path(part)}") != expected.sha256:
-                raise _corrupt(str(path), commit.rows, "its SHA-256 differs from the commit record")
-            self._verified[part] = stamp
+        if expected is None or file.size != expected.size:
+            raise _corrupt(where, commit.rows, f"its size {file.size} differs from the commit record")
+        if self._options.verify == "shard" and self._verified.get(part) != file.stamp:
+            if file.digest() != expected.sha256:
+                raise _corrupt(where, commit.rows, "its SHA-256 differs from the commit record")
+            self._verified[part] = file.stamp
 
-    def _read_row(self, descriptor: int, row: IndexRow, path: Path) -> ViewRow:
+    def _read_row(self, file: StoredFile, row: IndexRow, where: str) -> ViewRow:
         files = {}
-        size = os.fstat(descriptor).st_size
         for entry in row.files:
-            inside = entry.offset >= 0 and 0 <= entry.size <= size - entry.offset
-            data = os.pread(descriptor, entry.size, entry.offset) if inside else b""
+            inside = entry.offset >= 0 and 0 <= entry.size <= file.size - entry.offset
+            data = file.read(entry.offset, entry.size) if inside else b""
             damaged = self._options.verify != "size" and digest_bytes(data) != entry.sha256
             if not inside or damaged or len(data) != entry.size:
-                raise _corrupt(str(path), range(row.row, row.row + 1), f"{entry.suffix} differs from the index")
+                raise _corrupt(where, range(row.row, row.row + 1), f"{entry.suffix} differs from the index")
             files[entry.suffix] = data
         return ViewRow(
             row=row.row, key=row.key, view=row.view, files=files, draw=row.draw, label=row.label, error=row.error
@@ -269,8 +319,13 @@ def _reopen(root: Root, name: str, options: ReadOptions) -> ViewSet:
 
 def _load_spec(root: Root, folder: str) -> ViewSetSpec:
     relative = f"{folder}/view_set.json"
+    where = root.where(relative)
     data = root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES)
-    return ViewSetSpec.from_json(parse_document(data, kind="view_set", where=str(root.local(relative))))
+    body = parse_document(data, kind="view_set", where=where)
+    try:
+        return ViewSetSpec.from_json(body)
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
 
 
 def _tar_path(part: int) -> str:
@@ -281,8 +336,8 @@ def _index_path(part: int) -> str:
     return f"index/{part_name(part)}.parquet"
 
 
-def _corrupt(path: str, rows: range, problem: str) -> CorruptShardError:
-    return CorruptShardError(f"{path}: rows {rows.start} to {rows.stop - 1}: {problem}; run sak store verify")
+def _corrupt(where: str, rows: range, problem: str) -> CorruptShardError:
+    return CorruptShardError(f"{where}: rows {rows.start} to {rows.stop - 1}: {problem}; run sak store verify")
 
 
 def _row_files(row: ViewRow) -> list[tuple[int, str, bytes]]:

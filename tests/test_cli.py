@@ -27,6 +27,8 @@ COMMANDS = [
     ["store", "ls"],
     ["store", "info"],
     ["store", "verify"],
+    ["store", "repair"],
+    ["bench", "store"],
     ["data", "scenes"],
     ["teachers", "ls"],
 ]

@@ -39,11 +39,11 @@ def locks(folder: Path) -> list[Path]:
 
 
 def store_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file of the store but what a part cost to make, and the lock files beside them."""
+    """Every file of the store but what a part cost to make and who used it, and the lock files beside them."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted((folder / "store").rglob("*"))
-        if path.is_file() and "costs" not in path.parts and not path.name.startswith(".")
+        if path.is_file() and not {"costs", "uses"} & {*path.parts} and not path.name.startswith(".")
     }
 
 

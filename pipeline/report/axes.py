@@ -55,7 +55,7 @@ def make_axis(values: Sequence[float], *, allow_log: bool = False, most: int = 5
     """Scale over finite values; logarithmic when allowed, all are positive and they span a factor of eight."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
-    if allow_log and low > 0.0 and high / low > LOG_FROM_RATIO:
+    if allow_log and low > 0.0 and LOG_FROM_RATIO < high / low < math.inf:
         stretch = (high / low) ** margin
         low, high = low / stretch, high * stretch
         return Axis(low, high, True, _logarithmic(low, high, most=most + 1))

@@ -15,7 +15,21 @@ from numpy.typing import NDArray
 from pipeline.report.axes import Axis, Points, finite_runs, make_axis, thinned, tick_text
 from pipeline.report.quantities import fixed_text
 
-__all__ = ["SLOTS", "Gain", "Segment", "Series", "gain_bars", "line_chart", "share_bar", "stacked_bars", "swatch"]
+__all__ = [
+    "SLOTS",
+    "Frame",
+    "Gain",
+    "Segment",
+    "Series",
+    "axes_grid",
+    "gain_bars",
+    "join_markup",
+    "line_chart",
+    "share_bar",
+    "stacked_bars",
+    "svg_frame",
+    "swatch",
+]
 
 SLOTS = 8  # colours s0..s7 in report.css; later ones start over
 MARKS = 24  # points of a line that carry a tooltip
@@ -47,7 +61,7 @@ class Gain(NamedTuple):
     text: str
 
 
-class _Frame(NamedTuple):
+class Frame(NamedTuple):
     """Plot area in user units: left, top, width, height."""
 
     left: float
@@ -56,11 +70,13 @@ class _Frame(NamedTuple):
     height: float
 
 
-def _join(pieces: Iterable[Markup]) -> Markup:
+def join_markup(pieces: Iterable[Markup]) -> Markup:
+    """Pieces one after the other."""
     return Markup("").join(pieces)
 
 
-def _svg(body: Markup, *, size: tuple[int, int], title: str, description: str, kind: str) -> Markup:
+def svg_frame(body: Markup, *, size: tuple[int, int], title: str, description: str, kind: str) -> Markup:
+    """A picture with a title and a description for those who cannot see it."""
     frame = (
         '<svg class="{}" viewBox="0 0 {} {}" width="{}" height="{}" role="img" aria-label="{}"><desc>{}</desc>{}</svg>'
     )
@@ -73,7 +89,8 @@ def swatch(slot: int) -> Markup:
     return Markup(frame).format(Markup('class="f{}"').format(slot % SLOTS))
 
 
-def _grid(x: Axis, y: Axis, *, frame: _Frame) -> Markup:
+def axes_grid(x: Axis, y: Axis, *, frame: Frame) -> Markup:
+    """Ticks, horizontal grid lines and the base line."""
     pieces = []
     for tick in y.ticks:
         at = frame.top + frame.height * (1.0 - y.place(tick))
@@ -98,10 +115,10 @@ def _grid(x: Axis, y: Axis, *, frame: _Frame) -> Markup:
             frame.left, frame.left + frame.width, base, base
         )
     )
-    return _join(pieces)
+    return join_markup(pieces)
 
 
-def _line(points: Points, *, series: Series, x: Axis, y: Axis, frame: _Frame) -> Markup:
+def _line(points: Points, *, series: Series, x: Axis, y: Axis, frame: Frame) -> Markup:
     """One series: a path broken at non-finite values, and invisible marks whose titles are the tooltips."""
     slot = series.slot % SLOTS
     place = [
@@ -122,7 +139,7 @@ def _line(points: Points, *, series: Series, x: Axis, y: Axis, frame: _Frame) ->
                     slot, *place[i], text
                 )
             )
-    return _join(pieces)
+    return join_markup(pieces)
 
 
 def line_chart(series: Sequence[Series], *, title: str, size: tuple[int, int]) -> Markup:
@@ -134,8 +151,10 @@ def line_chart(series: Sequence[Series], *, title: str, size: tuple[int, int]) -
     drawn = [thinned(one.x, one.y) for one in series]
     x = make_axis([float(step) for one in series for step in (*one.x[:1], *one.x[-1:])], margin=0.0)
     y = make_axis([float(v) for points in drawn for v in points.y], allow_log=True)
-    frame = _Frame(46.0, 10.0, size[0] - 58.0, size[1] - 40.0)
-    lines = _join(_line(points, series=one, x=x, y=y, frame=frame) for one, points in zip(series, drawn, strict=True))
+    frame = Frame(46.0, 10.0, size[0] - 58.0, size[1] - 40.0)
+    lines = join_markup(
+        _line(points, series=one, x=x, y=y, frame=frame) for one, points in zip(series, drawn, strict=True)
+    )
     ends = "; ".join(
         f"{one.name} from {points.y[0]:.4g} to {points.y[-1]:.4g}"
         for one, points in zip(series, drawn, strict=True)
@@ -144,10 +163,12 @@ def line_chart(series: Sequence[Series], *, title: str, size: tuple[int, int]) -
     per_point = max((points.per_point for points in drawn), default=1)
     means = f" Each point is the mean of up to {per_point} steps." if per_point > 1 else ""
     description = f"Loss over steps{' on a logarithmic scale' if y.log else ''}: {ends}.{means}"
-    return _svg(_grid(x, y, frame=frame) + lines, size=size, title=title, description=description, kind="chart")
+    return svg_frame(
+        axes_grid(x, y, frame=frame) + lines, size=size, title=title, description=description, kind="chart"
+    )
 
 
-def _segments(segments: Sequence[Segment], *, frame: _Frame, per_unit: float) -> Markup:
+def _segments(segments: Sequence[Segment], *, frame: Frame, per_unit: float) -> Markup:
     pieces, left = [], frame.left
     for segment in segments:
         width = max(0.0, segment.value) * per_unit
@@ -165,15 +186,15 @@ def _segments(segments: Sequence[Segment], *, frame: _Frame, per_unit: float) ->
                 )
             )
         left += width
-    return _join(pieces)
+    return join_markup(pieces)
 
 
 def share_bar(segments: Sequence[Segment], *, title: str, size: tuple[int, int]) -> Markup:
     """One bar as wide as the picture, each segment its share of the sum."""
     total = sum(max(0.0, segment.value) for segment in segments)
-    frame = _Frame(0.0, 0.0, size[0], size[1])
+    frame = Frame(0.0, 0.0, size[0], size[1])
     body = _segments(segments, frame=frame, per_unit=size[0] / total if total > 0 else 0.0)
-    return _svg(body, size=size, title=title, description="; ".join(s.text for s in segments), kind="bar")
+    return svg_frame(body, size=size, title=title, description="; ".join(s.text for s in segments), kind="bar")
 
 
 def stacked_bars(rows: Sequence[tuple[str, Sequence[Segment], str]], *, title: str, width: int) -> Markup:
@@ -183,7 +204,7 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[Segment], str]], *, title: s
     per_unit = (width - left - right) / longest if longest > 0 else 0.0
     pieces = []
     for index, (name, segments, total) in enumerate(rows):
-        frame = _Frame(left, index * height + 6.0, width - left - right, 26.0)
+        frame = Frame(left, index * height + 6.0, width - left - right, 26.0)
         end = left + per_unit * sum(s.value for s in segments) + 10
         pieces.append(
             Markup('<text class="name end" x="{}" y="{:.1f}">{}<title>{}</title></text>').format(
@@ -193,7 +214,9 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[Segment], str]], *, title: s
         pieces.append(_segments(segments, frame=frame, per_unit=per_unit))
         pieces.append(Markup('<text class="name" x="{:.1f}" y="{:.1f}">{}</text>').format(end, frame.top + 17, total))
     description = "; ".join(f"{name}: {total}" for name, _, total in rows)
-    return _svg(_join(pieces), size=(width, height * len(rows)), title=title, description=description, kind="chart")
+    return svg_frame(
+        join_markup(pieces), size=(width, height * len(rows)), title=title, description=description, kind="chart"
+    )
 
 
 def _short(text: str, *, most: int) -> str:
@@ -232,4 +255,6 @@ def gain_bars(gains: Sequence[Gain], *, title: str, width: int) -> Markup:
         Markup('<line class="base" x1="{:.1f}" x2="{:.1f}" y1="0" y2="{}"/>').format(zero, zero, height * len(gains))
     )
     description = "; ".join(f"{gain.name} {fixed_text(gain.percent, digits=2)} %" for gain in gains)
-    return _svg(_join(pieces), size=(width, height * len(gains)), title=title, description=description, kind="chart")
+    return svg_frame(
+        join_markup(pieces), size=(width, height * len(gains)), title=title, description=description, kind="chart"
+    )

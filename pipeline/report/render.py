@@ -20,7 +20,7 @@ from pipeline.report.quantities import bytes_text, seconds_text
 from pipeline.report.results import cards, gain_charts, headline, result_table
 from pipeline.report.sections import curve_stages, router_tables, store_lines, time_chart
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["page_template", "render_report", "write_page", "write_report"]
 
 
 def _asset(name: str) -> str:
@@ -45,49 +45,57 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def render_report(data: ReportData) -> str:
-    """Draw the whole page; equal data give equal text.
+def page_template(name: str, /) -> jinja2.Template:
+    """A page of this package, with our style and script and a content policy that admits no others.
 
-    Every string in ``data`` is escaped, and the page's own content policy admits no script or style but ours.
-
-    Raises:
-        ReportError: An array is not what its field documents.
+    Every string that it is given is escaped.
     """
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; img-src data:; style-src 'sha256-{_digest(style)}'; "
         f"script-src 'sha256-{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
-    return (
-        _environment()
-        .get_template("report.html")
-        .render(
-            data=data,
-            policy=policy,
-            style=Markup(style),
-            script=Markup(script),
-            headline=headline(data),
-            cards=cards(data),
-            table=result_table(data),
-            gains=gain_charts(data),
-            stages=curve_stages(data),
-            gallery=gallery(data),
-            keys=class_keys(data),
-            blocks=feature_blocks(data),
-            routers=router_tables(data),
-            time=time_chart(data),
-            store=store_lines(data),
-        )
+    shared = {"policy": policy, "style": Markup(style), "script": Markup(script)}
+    return _environment().get_template(name, globals=shared)
+
+
+def render_report(data: ReportData) -> str:
+    """Draw the whole page; equal data give equal text.
+
+    Raises:
+        ReportError: An array is not what its field documents.
+    """
+    return page_template("report.html").render(
+        data=data,
+        headline=headline(data),
+        cards=cards(data),
+        table=result_table(data),
+        gains=gain_charts(data),
+        stages=curve_stages(data),
+        gallery=gallery(data),
+        keys=class_keys(data),
+        blocks=feature_blocks(data),
+        routers=router_tables(data),
+        time=time_chart(data),
+        store=store_lines(data),
     )
 
 
 def write_report(data: ReportData, path: Path) -> Path:
-    """Render to a file, replacing it in one step: a reader sees the old page or the new one, never half.
+    """Render to a file.
 
     Raises:
         ReportError: An array is not what its field documents, or the file cannot be written.
     """
-    text = render_report(data)
+    return write_page(render_report(data), path)
+
+
+def write_page(text: str, path: Path) -> Path:
+    """Write a page, replacing it in one step: a reader sees the old one or the new one, never half.
+
+    Raises:
+        ReportError: The file cannot be written.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from pipeline.stagedir import StageDir
 from pipeline.students import Normalise, make_student, student_spec
 from pipeline.targets import target_source
 from pipeline.tracking import CONSOLE
+from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views, view_size
 from sak.losses.distill import distill_loss
 from sak.schedules import warmup_cosine
@@ -63,6 +64,7 @@ def distill(study: Study, out: Path, /, *, label: str) -> StageDir:
         f"{label}: distill {length_line(view_set, steps=steps, batch=config.batch)}; {config.targets} targets"
     )
     with stage.work(device=device) as record:
+        record |= record_uses(study, stage, view_set=view_set, targets=targets)
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: distill")

@@ -21,6 +21,7 @@ from pipeline.students import Normalise
 from pipeline.targets import TargetSource, target_source
 from pipeline.tensors import to_tensors
 from pipeline.tracking import CONSOLE, progress_bar
+from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views
 from sak.losses.distill import distill_loss
 from sak.metrics import TaskMetrics
@@ -56,10 +57,12 @@ def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
     if view_set.spec.dataset != record.get("dataset", ""):
         raise PipelineError(f"eval: trained on {record['dataset']}, but data.eval is {view_set.spec.dataset}")
     kind = study.final_targets
-    targets = target_source(study, view_set, kind=kind, device=device) if kind else None
+    targets = target_source(study.scored, view_set, kind=kind, device=device) if kind else None
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
     scorer = _Scorer(student, normalise, view_set, targets, _loss_kind(study))
     with stage.work(device=device) as extra:
+        before = last_stage_dir(study, out)
+        extra |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
         rows = view_set.usable_rows().tolist()
         metrics, gates = scorer.score(rows, batch=study.eval.batch, label=f"{label}: eval")
         write_json(stage.path / "metrics.json", metrics)

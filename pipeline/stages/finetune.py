@@ -18,6 +18,7 @@ from pipeline.stagedir import StageDir
 from pipeline.students import Normalise, make_student, student_spec
 from pipeline.targets import TargetSource, target_source
 from pipeline.tracking import CONSOLE
+from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views, view_size
 from sak.losses.distill import distill_loss
 from sak.losses.tasks import task_losses
@@ -67,6 +68,8 @@ def finetune(study: Study, out: Path, /, *, label: str) -> StageDir:
     length = length_line(view_set, steps=steps, batch=config.batch)
     CONSOLE.print(f"{label}: finetune {length}; tasks {', '.join(tasks)}; alpha {config.alpha:g}")
     with stage.work(device=device) as record:
+        before = distill_dir(study, out) if study.distill else None
+        record |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
         plan = _plan(study, config, student, steps=steps)
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed + 1, threads=study.threads)

@@ -1,57 +1,25 @@
-"""What is in a store, and whether it is what was written: ``ls``, ``info`` and ``verify``."""
+"""What is recorded in a store, and whether it is what was written: ``info``, ``verify`` and ``discard``."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
-from rich.table import Table
 
+from pipeline.fidelity import column_fidelity
 from pipeline.tracking import progress_bar
+from pipeline.verdicts import Verdict, finding_line, remedies
 from sak.teachers.registry import TEACHERS
 from store.column import Column
-from store.errors import MissingColumnError, MissingRowsError, StoreError
+from store.errors import MissingColumnError, MissingRowsError
 from store.store import Store
-from store.verify import Finding, PartLocation, locate_part, verify
+from store.verify import verify
 from store.viewset import ViewSet
 
-__all__ = ["Verdict", "discard_part", "list_store", "list_teachers", "show", "verify_store"]
+__all__ = ["discard_part", "list_teachers", "show", "verify_store"]
 
 
-class Verdict(NamedTuple):
-    """Outcome of a verification: one line for each finding, and whether any is an error."""
-
-    lines: tuple[str, ...]
-    failed: bool
-
-
-def list_store(root: Path, /) -> Table:
-    """View sets and their columns, with how far each is and what it takes; what is damaged is shown as that.
-
-    Raises:
-        StoreError: There is no store at ``root``.
-    """
-    store = Store.open(str(root))
-    table = Table(header_style="bold")
-    for name, justify in (
-        ("name", "left"),
-        ("rows", "right"),
-        ("shards", "right"),
-        ("size", "right"),
-        ("against fp16", "right"),
-    ):
-        table.add_column(name, justify="right" if justify == "right" else "left")
-    for view_set in store.view_set_names():
-        table.add_row(*_view_set_row(store, view_set))
-        for column in store.column_names(view_set):
-            table.add_row(*_column_row(store, view_set, column))
-    return table
-
-
-def show(root: Path, name: str, /) -> str:
+def show(root: str | Path, name: str, /) -> str:
     """Everything recorded about one view set, or about a column in every view set that has it, as YAML.
 
     Raises:
@@ -71,7 +39,7 @@ def show(root: Path, name: str, /) -> str:
     return _describe(view_set) + (yaml.safe_dump({"left_out": bad}, sort_keys=False) if bad else "")
 
 
-def verify_store(root: Path, /) -> Verdict:
+def verify_store(root: str | Path, /) -> Verdict:
     """Read every committed byte again and compare it with its record; the last lines say what to do about damage.
 
     Raises:
@@ -82,15 +50,12 @@ def verify_store(root: Path, /) -> Verdict:
         findings = verify(
             Store.open(str(root)), progress=lambda done, total: bar.update(shown, completed=done, total=total)
         )
-    lines = []
-    for found in findings:
-        rows = f" (rows {found.rows.start}-{found.rows.stop - 1})" if found.rows else ""
-        lines.append(f"{found.severity}: {found.path}{rows}: {found.problem}")
-    lines += [f"remedy: {line}" for line in _remedies(findings, root)]
+    lines = [finding_line(found) for found in findings]
+    lines += [f"remedy: {line}" for line in remedies(findings, root)]
     return Verdict(tuple(lines), any(found.severity == "error" for found in findings))
 
 
-def discard_part(root: Path, name: str, part: int, /, *, dry_run: bool) -> str:
+def discard_part(root: str | Path, name: str, part: int, /, *, dry_run: bool) -> str:
     """Drop the record of one part, so that the same extraction makes that part again; says what it dropped.
 
     Args:
@@ -121,73 +86,13 @@ def _named(store: Store, name: str) -> ViewSet | Column:
     holders = [views for views in store.view_set_names() if name in store.column_names(views)]
     if len(holders) > 1:
         choices = ", ".join(f"{views}/{name}" for views in holders)
-        raise MissingColumnError(f"{store.root.path}: several view sets have column {name}; name one of {choices}")
+        raise MissingColumnError(f"{store.root.url}: several view sets have column {name}; name one of {choices}")
     return store.column(holders[0], name) if holders else store.view_set(name)
-
-
-def _remedies(findings: Sequence[Finding], root: Path) -> list[str]:
-    """What to do about each damaged part, or file that belongs to none."""
-    errors = [found for found in findings if found.severity == "error"]
-    damaged = {locate_part(found.path) for found in errors if not found.stray}
-    broken = {found.path for found in errors}
-    lines: dict[str, None] = {}
-    for found in errors:
-        where = None if found.stray else locate_part(found.path)
-        if where is None:
-            kind, _, rest = found.path.partition("/")
-            # A column blamed for its view set alone: that one has a line of its own.
-            if kind != "columns" or f"views/{rest.partition('/')[0]}/view_set.json" not in broken:
-                lines[f"{found.path}: {_file_remedy(found)}"] = None
-            continue
-        views = PartLocation(f"views/{where.folder.split('/')[1]}", where.part)
-        # A column's record that disagrees with a damaged part of its view set agrees again once that part is restored.
-        if views != where and views in damaged and "/commits/" in found.path:
-            continue
-        command = shlex.join(["sak", "store", "discard", str(root), where.folder.split("/", 1)[1], str(where.part)])
-        lines[f"{command}, then the same sak extract or sak run: it makes that part again"] = None
-    return list(lines)
-
-
-def _file_remedy(found: Finding) -> str:
-    name = found.path.rsplit("/", 1)[-1]
-    if found.stray:
-        return "delete it; no record needs it"
-    if name in ("view_set.json", "column.json"):
-        return "delete this file; the same sak extract writes it again and keeps the parts"
-    if name == "zarr.json" or "/codec_" in found.path:
-        return "delete its column's column.json; the same sak extract writes both again and keeps the parts"
-    return "restore it from a copy"
-
-
-def _view_set_row(store: Store, name: str) -> tuple[str, ...]:
-    try:
-        return (f"[bold]{name}[/bold]", *_cells(store.view_set(name)))
-    except StoreError:
-        return (f"[bold]{name}[/bold]", "damaged: sak store verify")
-
-
-def _column_row(store: Store, view_set: str, name: str) -> tuple[str, ...]:
-    try:
-        column = store.column(view_set, name)
-        return (f"  {name} ({column.spec.codec.name})", *_cells(column))
-    except StoreError:
-        return (f"  {name}", "damaged: sak store verify")
 
 
 def list_teachers() -> list[str]:
     """One line for each built-in teacher: its name, timm model and levels."""
     return [f"{name}: timm {spec.timm}, levels {', '.join(map(str, spec.levels))}" for name, spec in TEACHERS.items()]
-
-
-def _cells(item: ViewSet | Column) -> tuple[str, str, str, str]:
-    summary = item.summary()
-    against = f"{summary.bytes / summary.fp16_bytes:.1%}" if summary.fp16_bytes else "–"
-    return (
-        f"{summary.committed_rows}/{summary.rows}",
-        f"{summary.committed_parts}/{summary.parts}",
-        f"{summary.bytes / 1e6:.1f} MB",
-        against,
-    )
 
 
 def _describe(item: ViewSet | Column) -> str:
@@ -201,5 +106,7 @@ def _describe(item: ViewSet | Column) -> str:
         "seconds": round(summary.seconds, 2),
     }
     if summary.fp16_bytes:
-        facts |= {"fp16_bytes": summary.fp16_bytes, "fidelity": dict(summary.stats)}
+        facts |= {"fp16_bytes": summary.fp16_bytes}
+    if isinstance(item, Column):
+        facts |= {"fidelity": column_fidelity(item)}
     return yaml.safe_dump(facts, sort_keys=False)

@@ -248,9 +248,9 @@ class _Used(NamedTuple):
                 costs[view_set.name] = _store_cost(
                     f"views {view_set.name}", summary.seconds, summary.rows, summary.bytes
                 )
-                for name in need.teachers:
+                for name, codec in need.teachers.items():
                     spec = study.teachers[name].spec(name)
-                    column = find_column(store, spec, view_set=view_set.name, codec=study.extract.codec)
+                    column = find_column(store, spec, view_set=view_set.name, codec=codec)
                     if column is None:
                         continue
                     done = column.summary()
@@ -273,7 +273,11 @@ def _rate(count: int, seconds: float, unit: str) -> str:
 
 
 def _usage(key: str, codec: str, rows: int, size: int, fp16: int, stats: Mapping[str, object]) -> StoreUsage:
-    cosines = [float(str(level["cosine"])) for level in stats.values() if isinstance(level, dict) and "cosine" in level]
+    cosines = [
+        float(str(level["token_cosine"]))
+        for level in stats.values()
+        if isinstance(level, dict) and "token_cosine" in level
+    ]
     return StoreUsage(
         column=key,
         codec=codec,

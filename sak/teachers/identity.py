@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sak.grids import POOLING
 from sak.teachers.families import family_of, pretrained_tag, statistics
 from sak.teachers.packaged import weights_file
 from sak.teachers.spec import TeacherSpec
@@ -28,7 +29,7 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
     """
     family_of(spec.timm)
     found = statistics(spec)
-    return {
+    about = {
         "extraction": EXTRACTION,
         "timm": spec.timm,
         "overrides": {key: _plain(spec.overrides[key]) for key in sorted(spec.overrides)},
@@ -40,6 +41,8 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
         "mean": list(found.mean),
         "std": list(found.std),
     }
+    # A key of its own only where maps are pooled, so that columns of native maps keep the names they always had.
+    return about if spec.grid is None else about | {"grid": {"size": list(spec.grid), "resampling": POOLING}}
 
 
 def _weights(spec: TeacherSpec) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sak.errors import TeacherError
+from sak.grids import pool_map
 from sak.hub import impatient_hub
 from sak.preprocess import Prepared, crop_to_content, fit_size, long_side_size, normalise, pad_to, resize_image
 from sak.teachers.families import Family, default_levels, family_of, statistics
@@ -66,18 +67,36 @@ class Teacher(nn.Module):
         """Preprocess the pixels of a view and extract its maps.
 
         Shapes: ``(B, 3, H, W)`` uint8 → four maps ``(B, C, h, w)`` float32 that cover the view, without padding
-        (unless the spec's alignment is ``reference``).
+        (unless the spec's alignment is ``reference``), pooled to the spec's grid where it has one.
 
         Raises:
             SakError: The pixels have another shape or type.
-            TeacherError: The network takes no input of this size.
+            TeacherError: The network takes no input of this size, or the grid is larger than its maps.
         """
         prepared = self.prepare(pixels_BCHW)
         rows, columns = prepared.image_BCHW.shape[-2:]
         maps = self.features(prepared.image_BCHW)
         if self.spec.alignment == "reference":
             return maps
-        return [crop_to_content(feat_BCHW, content=prepared.content, size=(rows, columns)) for feat_BCHW in maps]
+        return self._pooled(
+            [crop_to_content(feat_BCHW, content=prepared.content, size=(rows, columns)) for feat_BCHW in maps]
+        )
+
+    def _pooled(self, maps: list[Tensor]) -> list[Tensor]:
+        """Maps on the spec's grid. Levels of a pyramid that are smaller already stay: enlarged, they only cost bytes.
+
+        Raises:
+            TeacherError: The grid is larger than the largest map.
+        """
+        if self.spec.grid is None:
+            return maps
+        largest = tuple(max(feat_BCHW.shape[axis] for feat_BCHW in maps) for axis in (-2, -1))
+        if self.spec.grid[0] > largest[0] or self.spec.grid[1] > largest[1]:
+            raise TeacherError(
+                f"teacher {self.spec.name!r}: grid: expected at most {largest}, its largest map here, got"
+                f" {self.spec.grid}; take grid: native, for the loss enlarges maps by itself"
+            )
+        return [pool_map(feat_BCHW, self.spec.grid) for feat_BCHW in maps]
 
     def prepare(self, pixels_BCHW: Tensor, /) -> Prepared:
         """Normalise, resize and pad the pixels of a view to the network's input.

@@ -45,6 +45,7 @@ class TeacherSpec:
         mean, std: Statistics of 0..1 pixels; None takes them from timm's table.
         normalization: One of ``NORMALIZATIONS``.
         alignment: One of ``ALIGNMENTS``.
+        grid: Rows and columns that its maps are pooled to, none ever enlarged; None keeps each map's own.
         overrides: Arguments handed to timm over the named model's own, such as ``img_size`` or ``depth``.
     """
 
@@ -61,6 +62,7 @@ class TeacherSpec:
     std: tuple[float, float, float] | None = None
     normalization: str = "native"
     alignment: str = "exact"
+    grid: tuple[int, int] | None = None
     overrides: Mapping[str, int | float | str | bool | tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,7 +114,17 @@ class TeacherSpec:
             faults.append(f"input_size: expected (rows, columns), both positive, got {size}")
         if self.resize == "long_side_pad" and (size is None or size[0] != size[-1]):
             faults.append(f"input_size: 'long_side_pad' needs a square one such as (1024, 1024), got {size}")
-        return faults
+        return faults + self._grid_faults()
+
+    def _grid_faults(self) -> list[str]:
+        if self.grid is None:
+            return []
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            return [f"grid: expected native or (rows, columns), both positive, got {self.grid}"]
+        # Pooled, the padding that this alignment keeps would be mixed into what the image shows.
+        if self.alignment == "reference":
+            return ["grid: alignment 'reference' keeps maps as published; leave grid native, or take 'exact'"]
+        return []
 
     def _statistics_faults(self) -> list[str]:
         if (self.mean is None) != (self.std is None):

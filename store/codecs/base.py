@@ -5,6 +5,7 @@ N is rows, C components, H and W the token grid.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -15,13 +16,23 @@ from numpy.typing import NDArray
 
 from store.errors import FormatError, StoreError
 
-__all__ = ["Array", "Codec", "Fitter", "LevelSpec", "PartSpec", "require_finite", "require_parts"]
+__all__ = [
+    "Array",
+    "Codec",
+    "Fitter",
+    "LevelSpec",
+    "LevelwiseCodec",
+    "PartSpec",
+    "require_finite",
+    "require_levels",
+    "require_parts",
+]
 
 Array: TypeAlias = Any
 """A NumPy array or a torch tensor on any device: whatever the array API standard covers."""
 
 
-_MAX_LEVEL_VALUES = 1 << 28
+_MAX_LEVEL_VALUES = 1 << 26
 """A bound on what a hostile store can make a reader allocate for one row."""
 
 
@@ -76,6 +87,15 @@ class PartSpec:
 
     shape: tuple[int, ...]
     dtype: str
+    cuts: tuple[int, ...] = ()
+    """Byte offsets at which a row's statistics change: the byte codec starts a new table there."""
+    bfloat: bool = False
+    """Whether the integers are the bits of bfloat16 numbers."""
+
+    @property
+    def exponent(self) -> int:
+        """The bits of a number that are all set in NaN and infinity; 0 where every pattern is a number."""
+        return 0x7F80 if self.bfloat else {"float16": 0x7C00, "float32": 0x7F800000}.get(self.dtype, 0)
 
     @property
     def row_bytes(self) -> int:
@@ -84,11 +104,12 @@ class PartSpec:
 
 
 class Codec(Protocol):
-    """How a float feature map becomes stored numbers and back.
+    """How float feature maps become stored numbers and back.
 
-    Implementations are frozen dataclasses that validate themselves. ``encode`` and ``decode`` are written once against
-    the array API, so that they run where the teacher or the loss is; ``level`` selects fitted assets and names the
-    level in messages. A fitted codec takes its arrays as a field named ``fitted`` and returns them from ``assets``.
+    Implementations are frozen dataclasses that validate themselves. Their arithmetic is written once against the array
+    API, so that it runs where the teacher or the loss is. A row's levels are encoded together, because a codec may
+    predict one from another; most treat each alone (``LevelwiseCodec``). A fitted codec takes its arrays as a field
+    named ``fitted`` and returns them from ``assets``.
     """
 
     @property
@@ -104,25 +125,77 @@ class Codec(Protocol):
         """Fitted arrays that decoding needs beyond the options; empty for most codecs."""
         ...
 
-    def parts(self, level: LevelSpec, /) -> Mapping[str, PartSpec]:
-        """Stored arrays of one level, the main one first under ``values``."""
+    def parts(self, level: LevelSpec, /, *, index: int = 0) -> Mapping[str, PartSpec]:
+        """Stored arrays of level ``index``, the main one first under ``values``.
+
+        Raises:
+            FormatError: The codec was fitted to other levels.
+        """
         ...
 
-    def encode(self, feat_NCHW: Array, /, *, level: int = 0) -> dict[str, Array]:
-        """Stored arrays of a batch, in the input's namespace and on its device.
+    def needed_levels(self, levels: Sequence[int], /) -> tuple[int, ...]:
+        """Levels whose parts decoding these takes, ascending."""
+        ...
+
+    def encode_levels(self, feats: Sequence[Array], /) -> list[dict[str, Array]]:
+        """Stored arrays of a batch: of each level, float ``(N, C, H, W)``, in the input's namespace and on its device.
 
         Raises:
             StoreError: A value cannot be represented; the message names the level.
         """
         ...
 
+    def decode_levels(self, parts: Mapping[int, Mapping[str, Array]], /, *, levels: Sequence[int]) -> list[Array]:
+        """For each asked level float32 ``(N, C, H, W)``, in the parts' namespace and on their device.
+
+        Args:
+            parts: Stored arrays of at least ``needed_levels(levels)``.
+
+        Raises:
+            FormatError: The parts are not this codec's, or a needed level is absent.
+        """
+        ...
+
+
+class LevelwiseCodec(ABC):
+    """A codec that treats every level alone: subclasses encode and decode one."""
+
+    @abstractmethod
+    def encode(self, feat_NCHW: Array, /, *, level: int = 0) -> dict[str, Array]:
+        """Stored arrays of a batch of one level.
+
+        Raises:
+            StoreError: A value cannot be represented; the message names the level.
+        """
+
+    @abstractmethod
     def decode(self, parts: Mapping[str, Array], /, *, level: int = 0) -> Array:
-        """Float32 ``(N, C, H, W)``, in the parts' namespace and on their device.
+        """Float32 ``(N, C, H, W)``.
 
         Raises:
             FormatError: The parts are not this codec's.
         """
-        ...
+
+    def needed_levels(self, levels: Sequence[int], /) -> tuple[int, ...]:
+        """The levels themselves."""
+        return tuple(sorted(levels))
+
+    def encode_levels(self, feats: Sequence[Array], /) -> list[dict[str, Array]]:
+        """Each level on its own.
+
+        Raises:
+            StoreError: As in ``encode``.
+        """
+        return [self.encode(feat, level=level) for level, feat in enumerate(feats)]
+
+    def decode_levels(self, parts: Mapping[int, Mapping[str, Array]], /, *, levels: Sequence[int]) -> list[Array]:
+        """Each level on its own.
+
+        Raises:
+            FormatError: As in ``decode``, or a level is absent.
+        """
+        require_levels(parts, levels=levels)
+        return [self.decode(parts[level], level=level) for level in levels]
 
 
 class Fitter(Protocol):
@@ -186,3 +259,14 @@ def require_parts(parts: Mapping[str, Array], /, *, names: tuple[str, ...], code
     """
     if set(parts) != set(names):
         raise FormatError(f"codec {codec}: expected parts {sorted(names)}, got {sorted(parts)}")
+
+
+def require_levels(parts: Mapping[int, Mapping[str, Array]], /, *, levels: Sequence[int]) -> None:
+    """Check that the parts of all levels are there.
+
+    Raises:
+        FormatError: Some are absent.
+    """
+    absent = [level for level in levels if level not in parts]
+    if absent:
+        raise FormatError(f"decoding: expected the parts of levels {sorted(levels)}, got none of {absent}")

@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from store.codecs.base import Array, LevelSpec, PartSpec, require_finite, require_parts
+from store.codecs.base import Array, LevelSpec, LevelwiseCodec, PartSpec, require_finite, require_parts
 from store.errors import FormatError, StoreError
 
 __all__ = ["Int8"]
@@ -20,7 +20,7 @@ _LARGEST_FP16 = 65504.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Int8:
+class Int8(LevelwiseCodec):
     """Symmetric 8-bit integers: the error of a component is at most half its token's largest magnitude over 127.
 
     Raises:
@@ -42,7 +42,7 @@ class Int8:
         """None."""
         return {}
 
-    def parts(self, level: LevelSpec, /) -> Mapping[str, PartSpec]:
+    def parts(self, level: LevelSpec, /, *, index: int = 0) -> Mapping[str, PartSpec]:
         """``values``: integers; ``scale``: one float per token."""
         return {
             "values": PartSpec(shape=level.shape, dtype="int8"),

@@ -10,8 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.codecs.base import Codec, Fitter, LevelSpec
-from store.codecs.floats import Fp16, Fp32
+from store.codecs.bf16 import Bf16
+from store.codecs.fp16 import Fp16
+from store.codecs.fp32 import Fp32
+from store.codecs.int4 import Int4
 from store.codecs.int8 import Int8
+from store.codecs.klt import Klt, KltSettings
+from store.codecs.klt_fit import KltFitter
 from store.errors import FormatError
 
 __all__ = [
@@ -32,10 +37,13 @@ CodecChoice: TypeAlias = str | Mapping[str, Any]
 CODECS: Mapping[str, Any] = {
     "fp32": Fp32,
     "fp16": Fp16,
+    "bf16": Bf16,
     "int8": Int8,
+    "int4": Int4,
+    "klt": Klt,
 }
 # Codecs that are fitted to a sample: their settings, and what makes a codec of settings and a sample.
-FITTERS: Mapping[str, tuple[Any, Any]] = {}
+FITTERS: Mapping[str, tuple[Any, Any]] = {"klt": (KltSettings, KltFitter)}
 
 
 def make_codec(
@@ -51,7 +59,7 @@ def make_codec(
             that has none or withheld from one that has.
     """
     build = CODECS[_known(name)]
-    known = [field.name for field in fields(build) if field.name != "fitted"]
+    known = [field.name for field in fields(build) if field.init and field.name != "fitted"]
     unknown = sorted(set(options or {}) - set(known))
     if unknown:
         raise FormatError(f"codec {name}: unknown options {unknown}; it has {known}")
@@ -103,8 +111,8 @@ def choice_json(choice: CodecChoice, /) -> dict[str, Any]:
     if not is_fitted(choice):
         return choose_codec(choice).to_json()
     settings, _ = FITTERS[_name(choice)]
-    options: dict[str, Any] = _settings(settings, _name(choice), _options(choice)).to_json()
-    return {"name": _name(choice), **options}
+    filled: dict[str, Any] = _settings(settings, _name(choice), _options(choice)).to_json()
+    return filled
 
 
 def codec_from_json(value: Mapping[str, Any], /, *, assets: Mapping[str, NDArray[np.generic]] | None = None) -> Codec:

@@ -186,12 +186,30 @@ def test_student_teachers_keep_the_recipes_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("codec", "fault"),
     [
-        ("int9", "codec: expected one of fp32, fp16, int8, got 'int9'"),
+        ("int9", "codec: expected one of fp32, fp16, .*, got 'int9'"),
         ("{name: fp16, clop: true}", r"codec fp16: unknown options \['clop'\]; it has \['clip'\]"),
         ("{name: fp16, clip: 1}", "codec fp16: clip: expected true or false, got 1"),
-        ("{clip: true}", "codec: expected an object with a name"),
+        ("{clip: true}", "codec: expected one of fp32, fp16, .*, got None"),
     ],
 )
 def test_codecs_are_checked_with_the_recipe(tmp_path: Path, codec: str, fault: str) -> None:
     with pytest.raises(RecipeError, match=fault):
         tiny_recipe(tmp_path, [f"extract.codec={codec}"])
+
+
+@pytest.mark.parametrize(("grid", "wanted"), [("native", None), (24, (24, 24)), ((12, 16), (12, 16)), ([3, 4], (3, 4))])
+def test_every_teacher_takes_a_grid(grid: Any, wanted: tuple[int, int] | None) -> None:
+    for teacher in ({"builtin": "scenes-geometry"}, {"timm": "vit_tiny_patch16_224", "random": 1}):
+        assert TeacherConfig(**teacher, grid=grid).spec("mine").grid == wanted  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"grid: expected native or \(rows, columns\), both positive, got \(0, 0\)"):
+        TeacherConfig(builtin="scenes-geometry", grid=0)
+
+
+def test_a_teachers_codec_comes_before_the_recipes(tmp_path: Path) -> None:
+    own = ["extract.codec=int8", "teachers.first.codec={name: fp16, clip: true}"]
+    study = tiny_recipe(tmp_path, own, only="sak").runs[0].study
+    assert study.codec("first") == {"name": "fp16", "clip": True}
+    assert study.codec("second") == "int8"
+    with pytest.raises(RecipeError, match=r"teachers\.first: codec: expected one of .*, got 'int9'"):
+        tiny_recipe(tmp_path, ["teachers.first.codec=int9"])
+    assert TeacherConfig(builtin="scenes-geometry", codec="int8").spec("mine").name == "mine"

@@ -33,7 +33,9 @@ class Place:
         self.specs = {name: teacher.spec(name) for name, teacher in self.study.teachers.items()}
 
     def columns(self) -> dict[str, Any]:
-        return find_columns(self.store, list(self.specs.values()), view_set=self.view_set, codec="fp32")
+        return find_columns(
+            self.store, list(self.specs.values()), view_set=self.view_set, codecs=dict.fromkeys(self.specs, "fp32")
+        )
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_only_this_very_teacher_and_codec_is_found(place: Place, change: dict[st
 def test_an_absent_column_names_itself(place: Place) -> None:
     other = dataclasses.replace(place.specs["first"], random=3)
     with pytest.raises(MissingColumnError) as caught:
-        find_columns(place.store, [other], view_set=place.view_set, codec="fp32")
+        find_columns(place.store, [other], view_set=place.view_set, codecs={other.name: "fp32"})
     text = str(caught.value)
     for part in (
         "the fp32 column of teacher first",
@@ -125,7 +127,7 @@ def test_an_incomplete_column_is_refused(copied: Place) -> None:
     column.discard(1)
     fresh = Store.open(copied.store.root.path)
     with pytest.raises(MissingColumnError, match=r"teacher second .* is incomplete \(1 shards missing\)$"):
-        find_columns(fresh, [copied.specs["second"]], view_set=copied.view_set, codec="fp32")
+        find_columns(fresh, [copied.specs["second"]], view_set=copied.view_set, codecs={"second": "fp32"})
 
 
 def test_a_column_of_other_images_is_refused(copied: Place) -> None:
@@ -158,7 +160,7 @@ def test_damage_elsewhere_blocks_nothing(copied: Place) -> None:
     damage(second / "column.json")
     spec = copied.specs["first"]
     copied.store = Store.open(root)
-    assert find_columns(copied.store, [spec], view_set=copied.view_set, codec="fp32").keys() == {"first"}
+    assert find_columns(copied.store, [spec], view_set=copied.view_set, codecs={spec.name: "fp32"}).keys() == {"first"}
     # A damaged column that may be the one is no missing one: made again, it would be the same folder.
     with pytest.raises(CorruptShardError, match=second.name):
         find_column(copied.store, copied.specs["second"], view_set=copied.view_set, codec="fp32")
@@ -169,4 +171,4 @@ def test_a_codec_with_options_is_another_codec(place: Place) -> None:
     assert find_column(place.store, spec, view_set=place.view_set, codec={"name": "fp32"}) is not None
     codec = {"name": "fp16", "clip": True}
     with pytest.raises(MissingColumnError, match=r"the fp16 \(clip: True\) column of teacher first .* is absent"):
-        find_columns(place.store, [spec], view_set=place.view_set, codec=codec)
+        find_columns(place.store, [spec], view_set=place.view_set, codecs={spec.name: codec})

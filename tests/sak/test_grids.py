@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sak.errors import SakError
-from sak.grids import map_to_tokens, resize_map, resize_pos_embed, square_grid, tokens_to_map
+from sak.grids import map_to_tokens, pool_map, resize_map, resize_pos_embed, square_grid, tokens_to_map
 from tests.golden_fill import fill
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -79,3 +79,26 @@ def test_prefix_positions_are_kept() -> None:
 def test_a_wrong_source_grid_is_refused(source: tuple[int, int] | None) -> None:
     with pytest.raises(SakError, match="24 positions"):
         resize_pos_embed(torch.zeros(1, 25, 8), (6, 6), prefix=1, source=source)
+
+
+@given(
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    target=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    seed=st.integers(0, 99),
+)
+def test_pooling_keeps_the_mean_and_never_enlarges(size: tuple[int, int], target: tuple[int, int], seed: int) -> None:
+    feat = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    pooled = pool_map(feat, target)
+    assert pooled.shape == (2, 3, min(size[0], target[0]), min(size[1], target[1]))
+    torch.testing.assert_close(pooled.mean((-1, -2)), feat.mean((-1, -2)))
+    assert (pooled is feat) == (pooled.shape == feat.shape)
+
+
+def test_pooling_is_the_exact_area() -> None:
+    """Where sizes divide it is the mean of blocks; elsewhere cells count by their share, and a ramp stays straight."""
+    feat = torch.arange(12.0).view(1, 1, 2, 6)
+    torch.testing.assert_close(pool_map(feat, (2, 3)), torch.nn.functional.avg_pool2d(feat, (1, 2)))
+    three = pool_map(torch.tensor([1.0, 2.0, 4.0]).view(1, 1, 1, 3), (1, 2))
+    torch.testing.assert_close(three.flatten(), torch.tensor([(1 + 2 / 2) / 1.5, (2 / 2 + 4) / 1.5]))
+    step = pool_map(torch.arange(64.0).view(1, 1, 1, 64), (1, 24)).flatten().diff()
+    assert float(step.max() - step.min()) < 0.2, "no cell is shifted by as much as a tenth of a cell"

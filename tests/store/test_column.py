@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import store
-from store import column as module
-from store.codecs.registry import CODECS
+from store.backends import zarr3
 from store.column import Column
 from store.errors import CorruptShardError, FormatError, MissingRowsError, StoreError
 from store.fingerprint import digest_keys
-from store.root import Root
+from store.local_root import LocalRoot
 from store.store import Store
 from store.viewset import ReadOptions
 
@@ -52,7 +51,7 @@ def test_read_equals_encoding_each_row_by_itself(
                 np.testing.assert_array_equal(value, expected)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "int8"])
 def test_floats_come_back_as_the_codec_gives_them(tmp_path: Path, codec: str):
     column = store_samples.fill(tmp_path / "store", codec)
     rows = [19, 0, 7, 8, 7]
@@ -142,13 +141,6 @@ def test_single_rows_touch_only_their_own_bytes(filled: Column):
     column = reopen(filled, verify="row")
     for row in range(9, 16):
         column.read([row])
-
-
-@pytest.mark.parametrize("codec", CODECS)
-def test_equal_input_gives_equal_bytes(tmp_path: Path, codec: str):
-    store_samples.fill(tmp_path / "one", codec)
-    store_samples.fill(tmp_path / "two", codec)
-    assert store_samples.tree(tmp_path / "one") == store_samples.tree(tmp_path / "two")
 
 
 def test_a_committed_part_is_left_alone(filled: Column):
@@ -245,18 +237,18 @@ def test_few_shards_stay_open(filled: Column):
 def test_a_part_is_packed_and_written_array_by_array(filled: Column, monkeypatch: pytest.MonkeyPatch):
     """So that no more than one array's compressed bytes are in memory."""
     events: list[str] = []
-    pack, write = module.encode_shard, Root.write_atomic
+    pack, write = zarr3.encode_shard, LocalRoot.write_atomic
 
-    def packing(values: NDArray[np.generic], *, rows_per_shard: int) -> bytes:
+    def packing(values: NDArray[np.generic], *, rows_per_shard: int, threads: int, cuts: tuple[int, ...] = ()) -> bytes:
         events.append("pack")
-        return pack(values, rows_per_shard=rows_per_shard)
+        return pack(values, rows_per_shard=rows_per_shard, threads=threads, cuts=cuts)
 
-    def writing(root: Root, relative: str, data: bytes, /) -> None:
+    def writing(root: LocalRoot, relative: str, data: bytes, /, *, replace: bool = False) -> None:
         events.append("write" if "level_" in relative else "record")
-        write(root, relative, data)
+        write(root, relative, data, replace=replace)
 
-    monkeypatch.setattr(module, "encode_shard", packing)
-    monkeypatch.setattr(Root, "write_atomic", writing)
+    monkeypatch.setattr(zarr3, "encode_shard", packing)
+    monkeypatch.setattr(LocalRoot, "write_atomic", writing)
     filled.discard(1)
     store_samples.write_column_part(filled, 1)
     assert events == [*["pack", "write"] * 4, "record", "record"]

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from store import disk
 from store.document import parse_document, render_document
 from store.errors import CorruptShardError, FormatError, StoreError
-from store.root import Root
+from store.local_root import LocalRoot
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "..", "a/../b", "a//b", "a/", "", ".", ".a", "a\\b", "a\0b", "a/~"])
 def test_paths_that_could_leave_the_root_are_refused(tmp_path: Path, path: str):
     with pytest.raises(FormatError, match="plain relative path"):
-        Root(tmp_path).local(path)
+        LocalRoot(tmp_path).local(path)
 
 
 def test_links_out_of_the_root_are_refused(tmp_path: Path):
@@ -22,11 +23,11 @@ def test_links_out_of_the_root_are_refused(tmp_path: Path):
     (tmp_path / "secret").write_text("x")
     (tmp_path / "root" / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(FormatError, match="a link leads outside"):
-        Root(tmp_path / "root").read_bytes("link", max_bytes=10)
+        LocalRoot(tmp_path / "root").read_bytes("link", max_bytes=10)
 
 
 def test_reads_are_bounded(tmp_path: Path):
-    root = Root(tmp_path)
+    root = LocalRoot(tmp_path)
     root.write_atomic("a/b/file", b"12345")
     assert root.read_bytes("a/b/file", max_bytes=5) == b"12345"
     with pytest.raises(CorruptShardError, match="at most 4 bytes, got 5"):
@@ -35,20 +36,21 @@ def test_reads_are_bounded(tmp_path: Path):
         root.read_bytes("a/b", max_bytes=4)
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace", "open"])
+@pytest.mark.parametrize("step", ["mkdir", "open_new", "write", "fsync", "pread", "replace"])
 def test_a_failing_disk_leaves_the_old_file_and_no_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ):
-    root = Root(tmp_path)
+    root = LocalRoot(tmp_path)
     root.write_atomic("file", b"old")
+    target = "folder/file" if step == "mkdir" else "file"
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("builtins.open" if step == "open" else f"os.{step}", fail)
+        patch.setattr(disk, step, fail)
         with pytest.raises(StoreError, match=r"file: cannot be written \(No space left on device\); mend the cause"):
-            root.write_atomic("file", b"new")
+            root.write_atomic(target, b"new")
     assert root.read_bytes("file", max_bytes=9) == b"old"
     assert os.listdir(tmp_path) == ["file"]
 

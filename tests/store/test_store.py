@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import store_samples
 
 import store
 from store.column import Column
-from store.errors import FormatError, MissingColumnError
+from store.errors import FormatError, MissingColumnError, MissingRowsError
 from store.store import Store
 from store.viewset import ReadOptions
 
@@ -29,8 +31,8 @@ def test_create_is_idempotent_and_open_finds_it(tmp_path: Path):
 def test_open_refuses_what_is_no_store(tmp_path: Path):
     with pytest.raises(FormatError, match=r"expected a store, found no store.json"):
         Store.open(tmp_path)
-    with pytest.raises(FormatError, match="object stores are not supported yet"):
-        Store.open("s3://bucket/store")
+    with pytest.raises(FormatError, match="expected a local folder or s3://bucket/prefix"):
+        Store.open("gs://bucket/store")
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(FormatError, match="choose another"):
         Store.create(tmp_path)
@@ -54,6 +56,39 @@ def test_what_is_missing_is_named_with_what_there_is(filled: Column, tmp_path: P
         opened.columns("val")
     with pytest.raises(MissingColumnError, match=rf"no column 'clip-0', found {filled.name}$"):
         opened.column("train", "clip-0")
+
+
+def test_reading_of_several_columns_at_once(filled: Column, tmp_path: Path):
+    other = Store.open(tmp_path / "store").create_column(store_samples.column_spec("fp32", teacher="clip"))
+    for part in (0, 2):
+        store_samples.write_column_part(other, part)
+    opened = pickle.loads(pickle.dumps(store.open(tmp_path / "store")))
+    names, rows = opened.column_names("train"), [17, 3, 3]
+    for levels in (None, [1], [1, 0]):
+        read = opened.read("train", columns=names, rows=rows, levels=levels)
+        assert list(read) == list(names)
+        for name, feats in read.items():
+            shapes = [(3, *store_samples.LEVELS[level].shape) for level in levels or (0, 1)]
+            assert [(feat.shape, feat.dtype.name) for feat in feats] == [(shape, "float32") for shape in shapes], name
+        for level, feat in zip(levels or (0, 1), read[other.name], strict=True):
+            np.testing.assert_array_equal(feat, [store_samples.features(row, level) for row in rows])
+    with pytest.raises(MissingRowsError, match="rows 8 to 15 are not committed"):
+        opened.read("train", columns=[other.name], rows=[0, 9])
+    with pytest.raises(FormatError, match="levels from 0 to 1"):
+        opened.read("train", columns=names, rows=[0], levels=[2])
+    assert [feat.shape[0] for feat in opened.read("train", columns=[other.name], rows=[])[other.name]] == [0, 0]
+
+
+def test_reading_proves_that_a_column_belongs_to_its_images(filled: Column, tmp_path: Path):
+    views = filled.view_set
+    rows = views.read_part(1)
+    views.discard(1)
+    changed = [dataclasses.replace(row, files=dict.fromkeys(row.files, b"other")) for row in rows]
+    views.write_part(1, changed)
+    opened = store.open(tmp_path / "store")
+    assert opened.read("train", columns=[filled.name], rows=[0, 17])
+    with pytest.raises(FormatError, match="part 1: made from other images"):
+        opened.read("train", columns=[filled.name], rows=[9])
 
 
 @pytest.mark.parametrize("name", ["../train", "/etc", "a/b", "", ".hidden", "x" * 101, "caf\u00e9"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from store.errors import CorruptShardError
+from store.local_file import LocalFile
 from store.tarball import build_tar, scan_tar
 
 FILES = [(12, "png", b"abc"), (12, "normals.npy", b"x" * 512), (13, "png", b"")]
@@ -18,7 +20,7 @@ FILES = [(12, "png", b"abc"), (12, "normals.npy", b"x" * 512), (13, "png", b"")]
 def scan(tmp_path: Path, data: bytes) -> tuple[tuple[int, str, int, int], ...]:
     path = tmp_path / "part.tar"
     path.write_bytes(data)
-    with open(path, "rb") as file:
+    with contextlib.closing(LocalFile.open(path)) as file:
         return scan_tar(file, where="part.tar")
 
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from pipeline.stages.inspect import discard_part, list_store, list_teachers, show, verify_store
+from pipeline.stages.housekeeping import list_store
+from pipeline.stages.inspect import discard_part, list_teachers, show, verify_store
 from sak.teachers.registry import TEACHERS
 from store.errors import StoreError
 from store.store import Store
@@ -16,7 +17,7 @@ from tests.conftest import Finished
 
 
 def test_ls_lists_every_view_set_and_column(finished: Finished) -> None:
-    console = Console(width=160, file=io.StringIO(), record=True)
+    console = Console(width=400, file=io.StringIO(), record=True)
     console.print(list_store(finished.root / "store"))
     text = console.export_text()
     store = Store.open(finished.root / "store")
@@ -41,7 +42,13 @@ def test_info_is_yaml_of_a_view_set_or_column(finished: Finished) -> None:
     for found in columns:
         assert found["spec"]["teacher"] == column.spec.teacher
         assert found["bytes"] > found["fp16_bytes"]
-        assert found["fidelity"]["level_0"]["cosine"] == pytest.approx(1)
+        assert set(found["fidelity"]) == {"level_0", "level_1", "level_2", "level_3", "mean"}
+        for measured in found["fidelity"].values():
+            assert measured["token_cosine"] == measured["image_cosine"] == 1
+            assert measured["relative_error"] == measured["loss"] == 0
+            assert 20 < measured["bits_per_value"] < 48
+        bits = found["fidelity"]["mean"]["bits_per_value"]
+        assert bits == pytest.approx(16 * found["bytes"] / found["fp16_bytes"], abs=1e-3)
     with pytest.raises(StoreError, match="nothing"):
         show(root, "nothing")
 
@@ -85,7 +92,7 @@ def test_what_is_damaged_is_listed_as_that(finished: Finished, tmp_path: Path) -
     (root / "views" / names[0] / "view_set.json").write_text("{", encoding="utf-8")
     (root / "columns" / names[1] / columns[0] / "column.json").write_text("{", encoding="utf-8")
     (root / "columns" / names[2] / columns[0] / "commits" / "part-00000.json").write_text("{", encoding="utf-8")
-    console = Console(width=160, file=io.StringIO(), record=True)
+    console = Console(width=400, file=io.StringIO(), record=True)
     console.print(list_store(root))
     lines = console.export_text().splitlines()
     damaged = [line for line in lines if "damaged" in line]

@@ -114,6 +114,29 @@ def test_long_side_pad_cuts_padding_unless_told_not_to() -> None:
     assert padded[0].shape[-2:] == (4, 4)
 
 
+def test_maps_are_pooled_to_the_grid_after_padding_is_cut() -> None:
+    """What padding shows the network never reaches a pooled map: it is the mean over the image's own cells."""
+    view = pixels(30, 60)
+    spec = replace(TINY, resize="long_side_pad", input_size=(64, 64))
+    maps, pooled = load_teacher(spec)(view), load_teacher(replace(spec, grid=(1, 2)))(view)
+    padded = load_teacher(replace(spec, alignment="reference"))(view)
+    for feat, small, whole in zip(maps, pooled, padded, strict=True):
+        assert (feat.shape[-2:], small.shape[-2:], whole.shape[-2:]) == ((2, 4), (1, 2), (4, 4))
+        torch.testing.assert_close(small, feat.unflatten(-1, (2, 2)).mean((-1, -3), keepdim=False)[:, :, None])
+        assert not torch.allclose(small, whole.unflatten(-1, (2, 2)).mean((-1, -3))[:, :, None], atol=1e-2)
+
+
+def test_a_grid_enlarges_nothing(tiny: Teacher) -> None:
+    view = pixels(32, 64)
+    same = load_teacher(replace(TINY, grid=(2, 4)))(view)
+    assert all(torch.equal(a, b) for a, b in zip(tiny(view), same, strict=True))
+    for grid in ((3, 4), (2, 5)):
+        with pytest.raises(TeacherError, match=r"'tiny': grid: expected at most \(2, 4\).*grid: native"):
+            load_teacher(replace(TINY, grid=grid))(view)
+    pyramid = load_teacher(TeacherSpec(name="net", timm="tf_efficientnet_lite0", random=0, grid=(4, 6)))
+    assert [tuple(feat.shape[-2:]) for feat in pyramid(pixels(50, 70))] == [(4, 6), (4, 6), (4, 5), (2, 3)]
+
+
 def test_squash_goes_to_the_input_size() -> None:
     teacher = load_teacher(replace(TINY, input_size=(32, 64)))
     assert teacher(pixels(50, 50))[0].shape[-2:] == (2, 4)

@@ -34,6 +34,8 @@ VIT = "vit_tiny_patch16_224"
         ({"resize": "long_side_pad"}, "needs a square one"),
         ({"resize": "long_side_pad", "input_size": (64, 96)}, "needs a square one"),
         ({"input_size": (0, 96)}, "both positive"),
+        ({"grid": (0, 4)}, r"grid: expected native or \(rows, columns\), both positive, got \(0, 4\)"),
+        ({"grid": (4, 4), "alignment": "reference"}, "grid: alignment 'reference' keeps maps as published"),
         ({"mean": (0.5, 0.5, 0.5)}, "expected both or neither"),
         ({"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.0, 0.5)}, "positive std"),
         ({"mean": (0.5,) * 3, "std": (0.5,) * 3, "normalization": "reference"}, "leave them out"),
@@ -67,6 +69,7 @@ BASE = TeacherSpec(name="t", timm=VIT, random=0)
         {"normalization": "reference"},
         {"alignment": "reference"},
         {"overrides": {"img_size": (64, 96)}},
+        {"grid": (7, 7)},
     ],
 )
 def test_identity_tells_different_maps_apart(change: dict[str, Any]) -> None:
@@ -124,3 +127,10 @@ def test_builtin_teachers_are_named_as_their_key(name: str) -> None:
 def test_unknown_builtin_lists_the_choices() -> None:
     with pytest.raises(UnknownNameError, match=r"'scenes'.*scenes-semantics, scenes-geometry, scenes-boundary"):
         teacher_spec("scenes")
+
+
+def test_identities_of_native_maps_are_what_they_always_were() -> None:
+    """A new key would give every stored column another name."""
+    native = teacher_identity(BASE)
+    assert "grid" not in native
+    assert teacher_identity(replace(BASE, grid=(7, 9))) == native | {"grid": {"size": [7, 9], "resampling": "area"}}

@@ -13,14 +13,14 @@ import store_samples
 from numpy.typing import NDArray
 
 from store.codecs import registry
-from store.codecs.base import Array, LevelSpec, PartSpec
+from store.codecs.base import Array, LevelSpec, LevelwiseCodec, PartSpec
 from store.errors import CorruptShardError, FormatError
 from store.store import Store
 from store.verify import verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shifted:
+class Shifted(LevelwiseCodec):
     """Stores float32 minus a fitted mean."""
 
     name: ClassVar[str] = "shifted"
@@ -32,7 +32,7 @@ class Shifted:
     def assets(self) -> Mapping[str, NDArray[np.float32]]:
         return self.fitted
 
-    def parts(self, level: LevelSpec, /) -> Mapping[str, PartSpec]:
+    def parts(self, level: LevelSpec, /, *, index: int = 0) -> Mapping[str, PartSpec]:
         return {"values": PartSpec(shape=level.shape, dtype="float32")}
 
     def encode(self, feat_NCHW: Array, /, *, level: int = 0) -> dict[str, Array]:

@@ -1,0 +1,104 @@
+"""Fitting codecs to a sample of rows, once, before their column is made.
+
+The sample is the first usable rows of a view set. Rows are a pseudo-random permutation of the images, fixed by the view
+set's own seed, so the first ones are a random sample, and the same one in every process.
+
+A fitter that could be merged with another would let workers share a sample: ``fit_codecs`` is the one place that would
+change, with one fitter for each share of the batches and a merge before ``end_pass``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from torch import Tensor
+
+from pipeline.maps import MapSource
+from pipeline.tracking import progress_bar
+from store.codecs.base import Codec, Fitter, LevelSpec
+from store.codecs.registry import CodecChoice, choose_codec, is_fitted, make_fitter
+from store.viewset import ViewSet
+
+__all__ = ["KEEP_BYTES", "Replay", "column_codec", "fit_codecs", "in_batches"]
+
+KEEP_BYTES = 1 << 30
+"""Most bytes of features that are kept between passes over a sample; the rest is computed again in each."""
+
+
+class Replay:
+    """Batches of maps that can be gone through again; those that fit are kept where they are, the rest made anew.
+
+    Args:
+        count: How many batches.
+        make: A batch by its number: for each level ``(N, C, H, W)``. It must give equal maps each time.
+        keep_bytes: Most bytes to keep.
+    """
+
+    def __init__(self, count: int, *, make: Callable[[int], Sequence[Tensor]], keep_bytes: int = KEEP_BYTES) -> None:
+        self._count, self._make, self._left = count, make, keep_bytes
+        self._kept: dict[int, Sequence[Tensor]] = {}
+
+    def __iter__(self) -> Iterator[Sequence[Tensor]]:
+        return (self._batch(index) for index in range(self._count))
+
+    def _batch(self, index: int) -> Sequence[Tensor]:
+        if index in self._kept:
+            return self._kept[index]
+        feats = self._make(index)
+        size = sum(feat.nbytes for feat in feats)
+        if size <= self._left:
+            self._left -= size
+            self._kept[index] = feats
+        return feats
+
+
+def in_batches(rows: Sequence[int], batch: int, /) -> list[Sequence[int]]:
+    """Rows in consecutive batches, the last one possibly short."""
+    return [rows[first : first + batch] for first in range(0, len(rows), batch)]
+
+
+def fit_codecs(
+    fitters: Sequence[Fitter], batches: Iterable[Sequence[Tensor]], /, *, done: Callable[[int], None]
+) -> list[Codec]:
+    """Show one sample to several fitters at once, each its own number of rows and passes.
+
+    Args:
+        batches: Can be gone through as often as the most passes that a fitter wants.
+        done: Told the rows of every batch shown.
+
+    Raises:
+        StoreError: The sample is empty or not finite.
+    """
+    for number in range(max(fitter.passes for fitter in fitters)):
+        active = [fitter for fitter in fitters if number < fitter.passes]
+        shown = 0
+        for feats in batches:
+            for fitter in active:
+                if shown < fitter.rows:
+                    fitter.add([feat[: fitter.rows - shown] for feat in feats])
+            shown += len(feats[0])
+            done(len(feats[0]))
+        for fitter in active:
+            fitter.end_pass()
+    return [fitter.codec() for fitter in fitters]
+
+
+def column_codec(
+    choice: CodecChoice, /, *, source: MapSource, view_set: ViewSet, levels: Sequence[LevelSpec], batch: int
+) -> Codec:
+    """The codec of a new column: as chosen, or fitted to the teacher's maps of the view set's first usable rows.
+
+    Raises:
+        FormatError: The choice is refused.
+        StoreError: No row of the view set is usable, or a map is not finite.
+    """
+    if not is_fitted(choice):
+        return choose_codec(choice)
+    fitter = make_fitter(choice, levels)
+    chunks = in_batches(view_set.usable_rows()[: fitter.rows].tolist(), batch)
+    sample = Replay(len(chunks), make=lambda index: source.sample(view_set, chunks[index]))
+    with progress_bar("rows") as bar:
+        total = fitter.passes * sum(map(len, chunks))
+        shown = bar.add_task(f"fit codec of {source.spec.name}", total=total)
+        (codec,) = fit_codecs([fitter], sample, done=lambda count: bar.advance(shown, count))
+    return codec

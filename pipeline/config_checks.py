@@ -1,0 +1,61 @@
+"""Checks that several parts of a recipe share; each names the key at fault."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["fraction", "not_negative", "one_length", "positive", "rates"]
+
+
+def positive(owner: str, values: dict[str, float | None]) -> None:
+    """Refuse values that are not greater than 0 and finite; ``None`` passes.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{owner}.{name} must be greater than 0, got {value}")
+
+
+def not_negative(owner: str, values: dict[str, float]) -> None:
+    """Refuse values below 0, infinite or not a number.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{owner}.{name} must be 0 or more, got {value}")
+
+
+def fraction(name: str, value: float) -> None:
+    """Refuse what is no fraction of all steps.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is a fraction of all steps in [0, 1), got {value}")
+
+
+def rates(owner: str, *, lr: float, start: float, end: float) -> None:
+    """Refuse learning rates above the peak or below 0.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    for name, value in (("start_lr", start), ("end_lr", end)):
+        if not 0 <= value <= lr:
+            raise ValueError(f"{owner}.{name} must be between 0 and {owner}.lr ({lr}), got {value}")
+
+
+def one_length(owner: str, steps: int | None, epochs: float | None) -> None:
+    """Refuse a stage with no length, or two.
+
+    Raises:
+        ValueError: Names the stage.
+    """
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"{owner}: give exactly one of steps and epochs, got steps={steps} epochs={epochs}")
+    positive(owner, {"steps": steps, "epochs": epochs})

@@ -1,0 +1,105 @@
+"""What of a store a recipe can make again: its view sets, from their images, and its columns, from stored pixels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipeline.config import DataConfig, Study
+from pipeline.errors import EXPECTED
+from pipeline.needs import needs
+from pipeline.viewsets import view_set_spec
+from sak.teachers.identity import teacher_identity
+from sak.teachers.spec import TeacherSpec
+from store.codecs.registry import CodecChoice, choice_json
+from store.column import Column
+from store.spec import ViewSetSpec
+
+__all__ = ["Makers", "TeacherMaker", "ViewMaker", "makers_of"]
+
+
+class ViewMaker(NamedTuple):
+    """A view set of a recipe, and how its rows are made."""
+
+    spec: ViewSetSpec
+    data: DataConfig
+    workers: int
+
+
+class TeacherMaker(NamedTuple):
+    """A teacher of a recipe with the codec of its columns; not built yet."""
+
+    spec: TeacherSpec
+    identity: Mapping[str, Any]
+    codec: CodecChoice
+    batch: int
+    device: str
+
+
+class Makers(NamedTuple):
+    """What a recipe can make.
+
+    Attributes:
+        faults: What its configuration names and this machine lacks: images, weights.
+    """
+
+    views: tuple[ViewMaker, ...]
+    teachers: tuple[TeacherMaker, ...]
+    faults: tuple[str, ...]
+
+    def of_views(self, name: str, /, *, spec: ViewSetSpec | None = None) -> ViewMaker | None:
+        """What makes a view set: by its name, or by its description, which may have more views than the recipe's."""
+        for maker in self.views:
+            if maker.spec.name == name or (spec is not None and _rows_of(maker.spec) == _rows_of(spec)):
+                return maker
+        return None
+
+    def of_column(self, column: Column, /) -> TeacherMaker | None:
+        """What makes the parts of a column, over whichever view set it is."""
+        identity, codec = dict(column.spec.identity), column.spec.codec.to_json()
+        for maker in self.teachers:
+            if maker.identity == identity and choice_json(maker.codec) == codec:
+                return maker
+        return None
+
+    def named(self, column: str, /) -> list[TeacherMaker]:
+        """What may have made a column of which only the name is left."""
+        pattern = "{}-[0-9a-f]{{16}}"
+        return [maker for maker in self.teachers if re.fullmatch(pattern.format(re.escape(maker.spec.name)), column)]
+
+    def lack(self, what: str, /) -> str:
+        """Why something cannot be made, with what this machine lacks."""
+        return "; ".join([f"no {what} of the recipe makes it", *self.faults])
+
+
+def makers_of(studies: Sequence[Study], /) -> Makers:
+    """Everything that these studies can make; opens sources and reads weights files, and builds no teacher."""
+    views: dict[str, ViewMaker] = {}
+    teachers: list[TeacherMaker] = []
+    faults: dict[str, None] = {}
+    for study in studies:
+        choices = [(name, study.codec(name)) for name in study.teachers]
+        for need in needs(study):
+            choices += need.teachers.items()
+            try:
+                spec = view_set_spec(need.data, labels=need.labels)
+            except EXPECTED as error:
+                faults[f"data.{need.purpose}: {error}"] = None
+            else:
+                views.setdefault(spec.name, ViewMaker(spec, need.data, study.extract.workers))
+        for name, codec in choices:
+            teacher = study.teachers[name].spec(name)
+            try:
+                identity = teacher_identity(teacher)
+            except EXPECTED as error:
+                faults[f"teachers.{name}: {error}"] = None
+                continue
+            maker = TeacherMaker(teacher, identity, codec, study.extract.batch, study.device)
+            teachers += [maker] * (maker not in teachers)
+    return Makers(tuple(views.values()), tuple(teachers), tuple(faults))
+
+
+def _rows_of(spec: ViewSetSpec) -> dict[str, Any]:
+    """What decides each row; views that were appended leave the rows before them as they are."""
+    return {key: value for key, value in spec.to_json().items() if key not in ("name", "views")}

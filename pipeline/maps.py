@@ -1,0 +1,150 @@
+"""Where the maps of a new column come from: a teacher that runs, or a column that holds its maps exactly.
+
+An exact column is worth a teacher: every other codec's column is then made without loading one.
+
+Legend: N rows, H W rows and columns of an image, C h w of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.features import device_of, load_pixels, probe_levels, run_teacher
+from pipeline.targets import find_column
+from pipeline.viewsets import view_size
+from sak.teachers.model import Teacher
+from sak.teachers.spec import TeacherSpec
+from store.codecs.base import LevelSpec
+from store.codecs.registry import CodecChoice, choice_json
+from store.column import Column
+from store.store import Store
+from store.viewset import ViewSet
+
+__all__ = ["LiveMaps", "MapSource", "StoredMaps", "map_source"]
+
+EXACT = "fp32"
+
+
+class MapSource(Protocol):
+    """One teacher's maps of the rows of a view set."""
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """Whose maps they are."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the maps are."""
+        ...
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether ``maps`` looks at pixels at all."""
+        ...
+
+    def levels(self, view_set: ViewSet, /) -> tuple[LevelSpec, ...]:
+        """Shapes of the maps."""
+        ...
+
+    def maps(self, rows: Sequence[int], pixels_N3HW: Tensor, /) -> list[Tensor]:
+        """Float32 ``(N, C, h, w)`` of each level."""
+        ...
+
+    def sample(self, view_set: ViewSet, rows: Sequence[int], /) -> list[Tensor]:
+        """``maps`` of usable rows, with the pixels read here where they are needed."""
+        ...
+
+
+class LiveMaps:
+    """Maps of a teacher that runs."""
+
+    reads_pixels = True
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """The teacher's."""
+        return self._teacher.spec
+
+    @property
+    def device(self) -> torch.device:
+        """The teacher's."""
+        return device_of(self._teacher)
+
+    def levels(self, view_set: ViewSet, /) -> tuple[LevelSpec, ...]:
+        """Found by running the teacher once.
+
+        Raises:
+            TeacherError: The network takes no input of the views' size.
+        """
+        return probe_levels(self._teacher, size=view_size(view_set.spec))
+
+    def maps(self, rows: Sequence[int], pixels_N3HW: Tensor, /) -> list[Tensor]:
+        """The teacher, run on the pixels."""
+        return run_teacher(self._teacher, pixels_N3HW)
+
+    def sample(self, view_set: ViewSet, rows: Sequence[int], /) -> list[Tensor]:
+        """The teacher, run on the rows' pixels."""
+        return run_teacher(self._teacher, load_pixels(view_set, rows))
+
+
+class StoredMaps:
+    """Maps read from a column whose codec loses nothing."""
+
+    reads_pixels = False
+
+    def __init__(self, column: Column, spec: TeacherSpec, *, device: torch.device) -> None:
+        self._column, self._spec, self._device = column, spec, device
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """That of the teacher which the column was made with."""
+        return self._spec
+
+    @property
+    def device(self) -> torch.device:
+        """The one asked for."""
+        return self._device
+
+    def levels(self, view_set: ViewSet, /) -> tuple[LevelSpec, ...]:
+        """As the column records them."""
+        return self._column.spec.levels
+
+    def maps(self, rows: Sequence[int], pixels_N3HW: Tensor, /) -> list[Tensor]:
+        """The stored maps; the pixels are not looked at."""
+        return [torch.from_numpy(feat).to(self._device) for feat in self._column.read_floats(rows)]
+
+    def sample(self, view_set: ViewSet, rows: Sequence[int], /) -> list[Tensor]:
+        """The stored maps."""
+        return self.maps(rows, torch.empty(0))
+
+
+def map_source(
+    store: Store,
+    spec: TeacherSpec,
+    /,
+    *,
+    view_set: ViewSet,
+    codec: CodecChoice,
+    device: torch.device,
+    load: Callable[[TeacherSpec], Teacher],
+) -> MapSource:
+    """A complete exact column of this very teacher and view set where there is one, else the teacher.
+
+    Raises:
+        TeacherError: The teacher's weights are absent or do not fit.
+        StoreError: A column that may have been the exact one is damaged.
+    """
+    if choice_json(codec)["name"] != EXACT:
+        exact = find_column(store, spec, view_set=view_set.name, codec=EXACT)
+        if exact is not None and not exact.missing_parts():
+            exact.check_join(view_set)
+            return StoredMaps(exact, spec, device=device)
+    return LiveMaps(load(spec))
