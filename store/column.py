@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.backends.base import Decoder, Extents, LevelArray, ShardArray, little_endian
-from store.codecs.base import Array
 from store.commits import CommitLog, PartCommit, Summary
 from store.errors import CorruptShardError, FormatError, MissingRowsError, StoreError
 from store.fingerprint import digest_keys
@@ -142,14 +141,6 @@ class Column:
         for array, array_values in values:
             result[array.level][array.part] = array_values
         return [result[level] for level in wanted]
-
-    def decode(self, level: int, parts: Mapping[str, Array], /) -> Array:
-        """Float32 ``(N, C, H, W)`` of one level's parts, where they are (NumPy or torch, any device).
-
-        Raises:
-            FormatError: The parts are not the codec's, or there is no such level.
-        """
-        return self.spec.decode(parts, level=level)
 
     def read_floats(
         self, rows: Sequence[int] | NDArray[np.int64], *, levels: Sequence[int] | None = None

@@ -20,10 +20,11 @@ def render_document(kind: str, body: Mapping[str, Any]) -> bytes:
     """Render a document deterministically: equal bodies give equal bytes.
 
     Raises:
-        FormatError: The body is not JSON.
+        FormatError: The body is not JSON, or has an integer that takes more than 64 bits.
     """
     content = {"body": dict(body), "format_version": FORMAT_VERSION, "kind": kind}
     content["sha256"] = digest_json(content)
+    _require_64_bits(content)
     text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8") + b"\n"
 
@@ -66,3 +67,12 @@ def is_newer(data: bytes, /) -> bool:
         return type(version) is int and version > FORMAT_VERSION and bool(digest_json(content) == digest)
     except (ValueError, RecursionError, AttributeError, KeyError):
         return False
+
+
+def _require_64_bits(value: object) -> None:
+    """Other languages read documents too."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise FormatError("expected integers of at most 64 bits")
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            _require_64_bits(item)

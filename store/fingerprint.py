@@ -13,15 +13,14 @@ __all__ = ["canonical_json", "digest_bytes", "digest_json", "digest_keys", "fing
 
 FINGERPRINT_CHARS = 16
 _DEEPEST = 64
-_LARGEST = 2**64
 
 
 def canonical_json(value: object) -> bytes:
     """Encode a JSON value in its one canonical form: sorted keys, no spaces, UTF-8, no NaN.
 
     Raises:
-        FormatError: The value is not JSON (another type, a NaN or infinity, a key that is no string), or not JSON that
-            every language can hold (an integer of more than 64 bits, nested more than 64 deep).
+        FormatError: The value is not JSON (another type, a NaN or infinity, a key that is no string), or nested more
+            than 64 deep.
     """
     try:
         _require_plain(value, depth=0)
@@ -80,5 +79,3 @@ def _require_plain(value: object, *, depth: int) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _require_plain(item, depth=depth + 1)
-    elif isinstance(value, int) and not -_LARGEST // 2 <= value < _LARGEST:
-        raise ValueError("an integer of more than 64 bits")

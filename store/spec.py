@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.codecs.base import Array, Codec, LevelSpec, LevelwiseCodec
+from store.codecs.base import Array, Codec, LevelSpec
 from store.codecs.registry import codec_from_json
 from store.document import FORMAT_VERSION
 from store.errors import FormatError, MissingRowsError, StoreError
@@ -218,15 +218,6 @@ class ColumnSpec:
         wanted = range(len(self.levels)) if levels is None else levels
         self.needed_levels(wanted)
         return self.codec.decode_levels(parts, levels=wanted)
-
-    def encode(self, feat_NCHW: Array, /, *, level: int) -> dict[str, Array]:
-        """One level alone. TRANSITION: use encode_levels."""
-        assert isinstance(self.codec, LevelwiseCodec)
-        return self.codec.encode(feat_NCHW, level=level)
-
-    def decode(self, parts: Mapping[str, Array], /, *, level: int) -> Array:
-        """One level alone. TRANSITION: use decode_levels."""
-        return self.decode_levels({level: parts}, levels=[level])[0]
 
     def to_json(self) -> dict[str, Any]:
         """Plain form, without the codec's assets."""

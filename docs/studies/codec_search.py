@@ -36,6 +36,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Maps = list[Floats]  # one (N, C, H, W) a level
 COSINE, ERROR = 0.988, 0.3
+FINER = 12288  # bytes between finer cuts
 CLASSES = 200  # of equal size in order of variance, each with one table: the model behind "entropy"
 
 
@@ -49,6 +50,24 @@ class Zone(NamedTuple):
     at: float = 0.6
     own: bool = False
     nearer: bool = True
+
+
+class Idea(NamedTuple):
+    """A transform.
+
+    ``side``: of its blocks, in tokens. ``parents``: from how many levels before each is predicted, ``down``: from the
+    last level to the first. ``normed``: tokens are divided by their norms. ``placed``: a mean for every position, not
+    one for all. ``patch``: the basis is of square patches of so many tokens' components together.
+    """
+
+    name: str
+    side: int = 8
+    parents: int = 0
+    down: bool = False
+    zone: Zone = Zone()
+    normed: bool = False
+    placed: bool = False
+    patch: int = 1
 
 
 class Plan(NamedTuple):
@@ -72,6 +91,7 @@ class Level(NamedTuple):
     variance: Floats  # (D,)
     truth: Floats  # held-out map
     gain: Floats  # what a decoded held-out map is multiplied by
+    patch: int
 
 
 class Coded(NamedTuple):
@@ -100,6 +120,7 @@ class Row(NamedTuple):
     """One idea at one fidelity: numbers of every level, and mean bits of every row."""
 
     bits: list[float]
+    finer: float  # mean bits with more cuts and without matches
     entropy: list[float]
     bound: list[float]
     rows_bits: NDArray[np.float64]
@@ -161,8 +182,10 @@ def to_bytes(integers_NDM: Ints, groups: Sequence[int]) -> tuple[NDArray[np.uint
 def frame(data: bytes, cuts: Sequence[int], level: int = 3) -> bytes:
     """A zstd frame with a new block at every cut, as the store writes; level 0 looks for hardly any matches."""
     literal = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "hash_log": 6, "chain_log": 6, "search_log": 1}
-    parameters = zstandard.ZstdCompressionParameters.from_level(level or 1, **({} if level else literal))
-    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=len(data))
+    made = zstandard.ZstdCompressor(level=level)  # which tunes itself to the size as well
+    if not level:
+        made = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters.from_level(1, **literal))
+    stream = made.compressobj(size=len(data))
     blocks = []
     for start, stop in pairwise([0, *cuts, len(data)]):
         blocks.append(stream.compress(data[start:stop]))
@@ -170,25 +193,36 @@ def frame(data: bytes, cuts: Sequence[int], level: int = 3) -> bytes:
     return b"".join(blocks)
 
 
+def finer(cuts: Sequence[int], size: int, block: int) -> list[int]:
+    """Groups cut into equal pieces of about so many bytes: within a group, too, variances fall."""
+    made = set(cuts)
+    for start, stop in pairwise([0, *cuts, size]):
+        pieces = max(1, round((stop - start) / block))
+        made |= {start + (stop - start) * piece // pieces for piece in range(1, pieces)}
+    return sorted(made)
+
+
 def summary(coded: Sequence[Coded], *, side_bits: float = 0.0) -> Row:
     """Bits of coded levels, with ``side_bits`` a value on top."""
-    rows = []
+    rows, better = [], []
     for level in coded:
         packed_NK, cuts = to_bytes(level.integers, level.plan.groups)
+        more = finer(cuts, packed_NK.shape[1], FINER)
         bits = [len(frame(row.tobytes(), cuts)) * 8 / level.decoded[0].size for row in packed_NK]
         rows.append(np.array(bits) + side_bits)
+        better += [len(frame(row.tobytes(), more, 0)) * 8 / level.decoded[0].size + side_bits for row in packed_NK]
     entropy = [entropy_bits(level.integers, level.decoded[0].size) + side_bits for level in coded]
     bound = [level.bound + side_bits for level in coded]
-    return Row([float(bits.mean()) for bits in rows], entropy, bound, np.mean(rows, axis=0))
+    return Row([float(bits.mean()) for bits in rows], float(np.mean(better)), entropy, bound, np.mean(rows, axis=0))
 
 
 def show(name: str, rows: Sequence[Row]) -> None:
-    """One line: at each fidelity mean bits with standard error over rows, bits of each level, entropy, bound."""
+    """One line: at each fidelity mean bits with standard error over rows, by level, finer cut, entropy, bound."""
     cells = [name]
     for row in rows:
         spread = row.rows_bits.std() / np.sqrt(len(row.rows_bits))
         cells += [f"{np.mean(row.bits):.3f} ± {spread:.3f}", " ".join(f"{bits:.2f}" for bits in row.bits)]
-        cells += [f"{np.mean(row.entropy):.3f}", f"{np.mean(row.bound):.3f}"]
+        cells += [f"{row.finer:.3f}", f"{np.mean(row.entropy):.3f}", f"{np.mean(row.bound):.3f}"]
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -215,22 +249,39 @@ def regress(parents_NPHW: Floats, values_NCHW: Floats, noise_P: Floats | float =
     return np.linalg.solve(known, gram(parents_NPHW, values_NCHW)).T.astype(np.float32)
 
 
-def make_level(pair: tuple[Floats, Floats], parents: tuple[Maps, Maps], *, side: int, gain: Floats | None) -> Level:
+def patched(feat_NCHW: Floats, patch: int) -> Floats:
+    """Square patches of tokens as single tokens: ``(N, C * patch * patch, H / patch, W / patch)``."""
+    count, components, height, width = feat_NCHW.shape
+    tiles = feat_NCHW.reshape(count, components, height // patch, patch, width // patch, patch)
+    return tiles.transpose(0, 1, 3, 5, 2, 4).reshape(count, -1, height // patch, width // patch)
+
+
+def unpatched(feat_NCHW: Floats, patch: int) -> Floats:
+    """Inverse of ``patched``."""
+    count, components, height, width = feat_NCHW.shape
+    tiles = feat_NCHW.reshape(count, components // patch**2, patch, patch, height, width)
+    return tiles.transpose(0, 1, 4, 2, 5, 3).reshape(count, -1, height * patch, width * patch)
+
+
+def make_level(
+    pair: tuple[Floats, Floats], parents: tuple[Maps, Maps], idea: Idea, gain: Floats | None = None
+) -> Level:
     """Fit the prediction from decoded parents (without any: the mean), the basis and the block transform."""
-    mean = pair[0].mean(axis=(0, 2, 3), keepdims=True)
+    axes = (0,) if idea.placed else (0, 2, 3)
+    mean = pair[0].mean(axis=axes, keepdims=True)
     guesses = (mean, mean)
     if parents[0]:
-        means = [known.mean(axis=(0, 2, 3), keepdims=True) for known in parents[0]]
+        means = [known.mean(axis=axes, keepdims=True) for known in parents[0]]
         known = [np.concatenate([a - m for a, m in zip(some, means, strict=True)], axis=1) for some in parents]
         matrix = regress(known[0], pair[0] - mean)
         guesses = (apply_matrix(matrix, known[0]) + mean, apply_matrix(matrix, known[1]) + mean)
-    blocks = block_sides(pair[0].shape[2], pair[0].shape[3], side=side)
+    blocks = block_sides(pair[0].shape[2], pair[0].shape[3], side=max(1, idea.side // idea.patch))
     rests = (pair[0] - guesses[0], pair[1] - guesses[1])
     basis = principal(rests[0])
     fitted, held = (to_blocks(apply_matrix(basis.T, rest), blocks) for rest in rests)
     variance = np.einsum("ndm,ndm->d", fitted, fitted) / (len(fitted) * fitted.shape[2])
     gain = np.ones((len(held), 1, 1, 1), dtype=np.float32) if gain is None else gain
-    return Level(basis, blocks, guesses, (fitted, held), variance, pair[1] * gain, gain)
+    return Level(basis, blocks, guesses, (fitted, held), variance, pair[1] * gain, gain, idea.patch)
 
 
 def bits_of(share_D: Floats, size_D: Floats) -> Floats:
@@ -300,7 +351,8 @@ def code(level: Level, step: float, zone: Zone) -> Coded:
     integers = encode(level.coefs[1], plan)
     decoded = (decode(integers, plan, level) + level.guesses[1]) * level.gain
     wrong = float(np.mean(((level.truth - decoded) / level.gain) ** 2))
-    cosine, error = cosine_of(level.truth, decoded), error_of(level.truth, decoded)
+    cosine = cosine_of(unpatched(level.truth, level.patch), unpatched(decoded, level.patch))
+    error = error_of(level.truth, decoded)
     return Coded(plan, integers, decoded, cosine, error, gaussian_bound(level.variance, wrong))
 
 
@@ -328,17 +380,6 @@ def first_step(truth: Floats, target: Target) -> float:
 # Transforms
 
 
-class Idea(NamedTuple):
-    """Side of its blocks, from how many levels before each is predicted, in which order, and how it rounds."""
-
-    name: str
-    side: int = 8
-    parents: int = 0
-    down: bool = False
-    zone: Zone = Zone()
-    normed: bool = False
-
-
 SHIPPED = Idea("+ chain bottom-up (what klt does)", parents=1)
 IDEAS = (
     Idea("KLT of tokens", side=1),
@@ -352,6 +393,15 @@ IDEAS = (
     Idea("klt, predicted from all levels before", parents=99),
     Idea("klt, tokens divided by their norms", parents=1, normed=True),
     Idea("klt, zero as wide as pays for each coefficient", parents=1, zone=Zone(0.55, own=True)),
+    Idea("klt, a mean for every position", parents=1, placed=True),
+    Idea("klt, a mean for every position, bases of 2x2 tokens", parents=1, placed=True, patch=2),
+    Idea("  the same without chain", placed=True, patch=2),
+    Idea("  the same, DCT of the whole grid", side=64, parents=1, placed=True, patch=2),
+)
+
+JOINT = (
+    Idea("one basis of all levels, 8x8 DCT"),
+    Idea("one basis of all levels, 8x8 DCT, a mean for every position", placed=True),
 )
 
 
@@ -363,8 +413,9 @@ def code_idea(maps: tuple[Maps, Maps], idea: Idea, target: Target, steps: Steps)
     for index in order[::-1] if idea.down else order:
         norms = [np.linalg.norm(some[index], axis=1, keepdims=True) if idea.normed else None for some in maps]
         pair = [some[index] if norm is None else some[index] / norm for some, norm in zip(maps, norms, strict=True)]
+        pair = [patched(some, idea.patch) for some in pair]
         parents = ([], []) if not idea.parents else (known[0][-idea.parents :], known[1][-idea.parents :])
-        level = make_level((pair[0], pair[1]), parents, side=idea.side, gain=norms[1])
+        level = make_level((pair[0], pair[1]), parents, idea, norms[1])
         start = steps.get((index, target, idea.normed)) or first_step(pair[1], target)
         done[index] = coded = searched(lambda step: code(level, step, idea.zone), target, start)  # noqa: B023
         steps[index, target, idea.normed] = coded.plan.step
@@ -422,16 +473,13 @@ def neighbour_idea(maps: tuple[Maps, Maps], target: Target, steps: Steps, *, cha
     return summary(done)
 
 
-def joint_idea(maps: tuple[Maps, Maps], target: Target, steps: Steps) -> Row:
+def joint_idea(maps: tuple[Maps, Maps], target: Target, steps: Steps, idea: Idea) -> Row:
     """One basis of the components of all levels together; scales before it set the fidelity of each level."""
     scales = [np.float32(1 / steps[index, target, False]) for index in range(len(maps[0]))]
     ends = np.cumsum([fit.shape[1] for fit in maps[0]])[:-1]
-    fitted = [fit[: len(fit) // 2] for fit in maps[0]]
     for _ in range(4):
-        one, other = (
-            np.concatenate([a * by for a, by in zip(some, scales, strict=True)], axis=1) for some in (fitted, maps[1])
-        )
-        whole = code(make_level((one, other), ([], []), side=8, gain=None), 1.0, Zone())
+        one, other = (np.concatenate([a * by for a, by in zip(some, scales, strict=True)], axis=1) for some in maps)
+        whole = code(make_level((one, other), ([], []), idea), 1.0, idea.zone)
         split = [some / by for some, by in zip(np.split(whole.decoded, ends, axis=1), scales, strict=True)]
         misses = [target.miss(cosine_of(a, b), error_of(a, b)) for a, b in zip(maps[1], split, strict=True)]
         if max(np.abs(misses)) < 0.005:
@@ -442,14 +490,15 @@ def joint_idea(maps: tuple[Maps, Maps], target: Target, steps: Steps) -> Row:
 
 def transforms(maps: tuple[Maps, Maps]) -> list[Coded]:
     """Bits of every transform; returns what klt's makes at the cosine."""
-    print("| transform | bits at cosine 0.988 | by level | entropy | bound | bits at error 0.3 | by level | ...")
+    print("| transform | bits at cosine 0.988 | by level | finer | entropy | bound | bits at error 0.3 | ...")
     steps: Steps = {}
     shipped: list[Coded] = []
     for idea in IDEAS:
         results = [code_idea(maps, idea, target, steps) for target in TARGETS]
         shipped = results[0][1] if idea is SHIPPED else shipped
         show(idea.name, [row for row, _ in results])
-    show("joint KLT of all levels, 8x8 DCT", [joint_idea(maps, target, steps) for target in TARGETS])
+    for idea in JOINT:
+        show(idea.name, [joint_idea(maps, target, steps, idea) for target in TARGETS])
     for name, chain in (("KLT, left and upper neighbour", False), ("KLT, left, upper and level below", True)):
         show(name, [neighbour_idea(maps, target, steps, chain=chain) for target in TARGETS])
     return shipped
@@ -480,15 +529,6 @@ def layouts(coded: Sequence[Coded]) -> dict[str, list[tuple[bytes, list[int]]]]:
                 cuts = sorted({int(end) for end in ends} - {0, packed_NK.shape[1]})
             made[name] += [(row.tobytes(), cuts) for row in packed_NK]
     return made
-
-
-def finer(cuts: Sequence[int], size: int, block: int) -> list[int]:
-    """Groups cut into equal pieces of about so many bytes: within a group, too, variances fall."""
-    made = set(cuts)
-    for start, stop in pairwise([0, *cuts, size]):
-        pieces = max(1, round((stop - start) / block))
-        made |= {start + (stop - start) * piece // pieces for piece in range(1, pieces)}
-    return sorted(made)
 
 
 def coders(coded: Sequence[Coded]) -> None:
@@ -706,7 +746,7 @@ def fewer_tokens(maps: tuple[Maps, Maps]) -> None:
 def zones(maps: tuple[Maps, Maps]) -> None:
     """Bits of ways to round, for the first and the third level without a chain."""
     print("\n| zero | read back | bits at cosine 0.988 | bits at error 0.3 | (levels 0 and 2, 8x8 DCT, no chain)")
-    levels = [make_level((maps[0][k], maps[1][k]), ([], []), side=8, gain=None) for k in (0, 2)]
+    levels = [make_level((maps[0][k], maps[1][k]), ([], []), Idea("")) for k in (0, 2)]
     steps: dict[tuple[int, Target], float] = {}
     for zone in [Zone(at, nearer=nearer) for at in (0.5, 0.55, 0.6, 0.65, 0.7) for nearer in (False, True)] + [
         Zone(at, own=True) for at in (0.5, 0.55, 0.6)
@@ -741,7 +781,7 @@ def calibration(maps: tuple[Maps, Maps], plans: Sequence[tuple[int, float]]) -> 
         bits, better = [], []
         for index, (spec, parts) in enumerate(zip(specs, encoded, strict=True)):
             cuts, data = codec.parts(spec, index=index)["values"].cuts, [row.tobytes() for row in parts["values"]]
-            more = finer(cuts, len(data[0]), 12288)
+            more = finer(cuts, len(data[0]), FINER)
             bits.append(np.mean([len(frame(row, cuts)) for row in data]) * 8 / spec.values)
             better.append(np.mean([len(frame(row, more, 0)) for row in data]) * 8 / spec.values)
         pairs = list(zip(maps[1], decoded, strict=True))

@@ -70,7 +70,8 @@ def features(row: int, level: int) -> NDArray[np.float32]:
 
 def encoded(spec: ColumnSpec, rows: range) -> list[dict[str, NDArray[np.generic]]]:
     return [
-        spec.encode(np.stack([features(row, level) for row in rows]), level=level) for level in range(len(spec.levels))
+        spec.codec.encode(np.stack([features(row, level) for row in rows]), level=level)
+        for level in range(len(spec.levels))
     ]
 
 

@@ -27,7 +27,8 @@ def test_appended_views_touch_nothing_that_is_committed(tmp_path: Path, backend:
     assert len(column.read(range(12))[0]["values"]) == 12
     for row, values in enumerate(column.read_floats(range(12))[0]):
         np.testing.assert_array_equal(
-            values, column.decode(0, {k: v[None] for k, v in tiny_store.expected(column.spec, row, 0).items()})[0]
+            values,
+            column.spec.codec.decode({k: v[None] for k, v in tiny_store.expected(column.spec, row, 0).items()})[0],
         )
     with pytest.raises(MissingRowsError, match="rows from 0 to 3"):
         old.read([4])

@@ -46,7 +46,7 @@ def test_read_equals_encoding_each_row_by_itself(
         for part, values in parts.items():
             assert len(values) == len(rows)
             for row, value in zip(rows, values, strict=True):
-                expected = filled.spec.encode(store_samples.features(row, level)[None], level=level)[part][0]
+                expected = filled.spec.codec.encode(store_samples.features(row, level)[None], level=level)[part][0]
                 assert value.dtype == expected.dtype
                 np.testing.assert_array_equal(value, expected)
 
@@ -59,15 +59,16 @@ def test_floats_come_back_as_the_codec_gives_them(tmp_path: Path, codec: str):
     (maps,) = read[column.name]
     feat_NCHW = np.stack([store_samples.features(row, 1) for row in rows])
     assert maps.dtype == np.float32
-    expected = column.spec.decode(column.spec.encode(feat_NCHW, level=1), level=1)
+    expected = column.spec.codec.decode(column.spec.codec.encode(feat_NCHW, level=1), level=1)
     np.testing.assert_array_equal(maps, expected)
 
 
 def test_decode_keeps_torch_tensors_torch(filled: Column):
     parts = filled.read([3, 1], levels=[0])[0]
-    tensor = filled.decode(0, {name: torch.from_numpy(values) for name, values in parts.items()})
+    tensors = {0: {name: torch.from_numpy(values) for name, values in parts.items()}}
+    (tensor,) = filled.spec.decode_levels(tensors, levels=[0])
     assert isinstance(tensor, torch.Tensor)
-    np.testing.assert_array_equal(tensor.numpy(), filled.decode(0, parts))
+    np.testing.assert_array_equal(tensor.numpy(), filled.spec.decode_levels({0: parts}, levels=[0])[0])
 
 
 def test_rows_of_uncommitted_parts_are_refused_and_named(filled: Column):

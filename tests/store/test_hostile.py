@@ -100,11 +100,12 @@ def test_files_of_json_that_is_no_document(root: Path, pattern: str):
 
 @pytest.mark.parametrize("pattern", KINDS)
 def test_other_format_versions(root: Path, pattern: str):
-    for version in (2, 10**9, "1", 1.0, True, None, [1], 0, -1):
+    for version in (2, "1", 1.0, True, None, 0, -1):
         put(found(root, pattern), rendered(KINDS[pattern], {}, version=version))
         newer = type(version) is not int or version > 1
         message = r"format version .* is newer than 1.*upgrade sak" if newer else "differ from its own digest"
-        refused(root, f"{found(root, pattern).name}: .*{message}", by="verify")
+        by = "verify" if version == 2 else "features" if "columns" in pattern else "pixels"
+        assert re.search(f"{found(root, pattern).name}: .*{message}", said(root, by)[by])
 
 
 def test_documents_beyond_the_limit_are_not_read(root: Path):
@@ -196,11 +197,14 @@ BODIES: list[tuple[str, str, list[Any], str]] = [
 def test_documents_that_say_absurd_things(root: Path, pattern: str, key: str, values: list[Any], message: str):
     path = found(root, pattern)
     data = path.read_bytes()
-    for value in values:
+    for place, value in enumerate(values):
         forge(root, pattern, set_to(key, value))
-        texts = said(root, "verify", "features" if "columns" in pattern else "pixels")
-        assert re.search(message, texts["verify"]), (value, texts)
-        assert path.name in texts["verify"] or "a folder was moved" in texts["verify"], (value, texts)
+        by = "features" if "columns" in pattern else "pixels"
+        texts = said(root, by)
+        if place == 0 or by not in texts:  # what all readers refuse alike need not be verified each time
+            texts |= said(root, by := "verify")
+        assert re.search(message, texts[by]), (value, texts)
+        assert path.name in texts[by] or f"{pattern.split('/')[0]}/train" in texts[by], (value, texts)
         put(path, data)
 
 
@@ -322,16 +326,20 @@ NO_FILES: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("pattern", PLACES)
-def test_files_that_are_no_files(root: Path, pattern: str, kind: str):
+def test_files_that_are_no_files(root: Path, pattern: str):
     path = found(root, pattern)
-    path.unlink()
-    NO_FILES[kind](path)
-    texts = said(root)
-    told = texts.get(PLACES[pattern], "")
-    assert re.search(rf"{re.escape(path.name)}|not committed|no column|no view set|{os.path.__name__}", told), texts
-    assert "verify" in texts, texts
+    data = path.read_bytes()
+    for kind, make in NO_FILES.items():
+        path.unlink()
+        make(path)
+        texts = said(root, PLACES[pattern], "verify", "gc")
+        told = texts.get(PLACES[pattern], "")
+        assert re.search(rf"{re.escape(path.name)}|not committed|no column|no view set|os\.py", told), (kind, texts)
+        assert "verify" in texts, (kind, texts)
+        path.rmdir() if kind == "folder" else path.unlink()
+        path.with_name("other-end").unlink(missing_ok=True)
+        put(path, data)
 
 
 FOLDERS = ["views/train", "columns/train", COLUMN, "views/train/commits", f"{COLUMN}/level_0", "views/train/images"]

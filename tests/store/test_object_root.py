@@ -105,8 +105,9 @@ def test_rows_come_back_as_written(place: str, column: Column, cache_bytes: int)
     found = reopened(place, cache_bytes=cache_bytes)
     rows = [17, 3, 3, 9]
     for level, feats in enumerate(found.read_floats(rows)):
-        expected = column.spec.decode(
-            column.spec.encode(np.stack([store_samples.features(row, level) for row in rows]), level=level), level=level
+        expected = column.spec.codec.decode(
+            column.spec.codec.encode(np.stack([store_samples.features(row, level) for row in rows]), level=level),
+            level=level,
         )
         np.testing.assert_array_equal(feats, expected)
     assert found.view_set.read_rows(rows) == [store_samples.view_row(found.view_set.spec, row) for row in rows]

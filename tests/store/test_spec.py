@@ -56,13 +56,15 @@ def test_absurd_levels_are_refused():
 
 
 def test_encode_names_teacher_and_level():
-    spec = store_samples.column_spec("fp16")
+    spec, first = store_samples.column_spec("fp16"), np.zeros((1, 6, 3, 4), np.float32)
     with pytest.raises(StoreError, match=r"teacher dino, level 1: expected features \(rows, 5, 2, 2\), got \(1, 6"):
-        spec.encode(np.zeros((1, 6, 3, 4), np.float32), level=1)
+        spec.encode_levels([first, np.zeros((1, 6, 3, 4), np.float32)])
     with pytest.raises(StoreError, match="teacher dino, level 1: expected values of at most 65504"):
-        spec.encode(np.full((1, 5, 2, 2), 1e5, np.float32), level=1)
-    with pytest.raises(FormatError, match="a level from 0 to 1, got 2"):
-        spec.encode(np.zeros((1, 5, 2, 2), np.float32), level=2)
+        spec.encode_levels([first, np.full((1, 5, 2, 2), 1e5, np.float32)])
+    with pytest.raises(StoreError, match="teacher dino: expected 2 levels, got 1"):
+        spec.encode_levels([first])
+    with pytest.raises(FormatError, match=r"levels from 0 to 1, got \[2\]"):
+        spec.decode_levels({}, levels=[2])
 
 
 def test_plain_size_of_a_row():

@@ -57,7 +57,9 @@ def features(teacher: str, row: int, level: int) -> NDArray[np.float32]:
 
 def expected(spec: ColumnSpec, row: int, level: int) -> dict[str, NDArray[np.generic]]:
     """Stored arrays of one row."""
-    return {name: part[0] for name, part in spec.encode(features(spec.teacher, row, level)[None], level=level).items()}
+    return {
+        name: part[0] for name, part in spec.codec.encode(features(spec.teacher, row, level)[None], level=level).items()
+    }
 
 
 def write_views(store: Store, spec: ViewSetSpec) -> ViewSet:
@@ -83,7 +85,7 @@ def write_column(store: Store, teacher: str = "a", *, backend: str = "zarr") -> 
 def write_part(column: Column, part: int) -> None:
     rows = column.view_set.spec.part_rows(part)
     levels = [
-        column.spec.encode(np.stack([features(column.spec.teacher, row, level) for row in rows]), level=level)
+        column.spec.codec.encode(np.stack([features(column.spec.teacher, row, level) for row in rows]), level=level)
         for level in range(len(LEVELS))
     ]
     column.write_part(part, levels, keys=column.view_set.keys(part))
