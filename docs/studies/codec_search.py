@@ -759,7 +759,7 @@ def zones(maps: tuple[Maps, Maps]) -> None:
                 done.append(searched(lambda step: code(level, step, zone), target, start))  # noqa: B023
                 steps[place, target] = done[-1].plan.step
             row = summary(done)
-            cells.append(f"{np.mean(row.bits):.3f} (entropy {np.mean(row.entropy):.3f})")
+            cells.append(f"{np.mean(row.bits):.3f}, finer {row.finer:.3f}, entropy {np.mean(row.entropy):.3f}")
         name = f"{zone.at}{' or as wide as pays' * zone.own}"
         print(f"| {name} | {'nearer to zero' if zone.nearer else 'multiples'} | {' | '.join(cells)} |", flush=True)
 

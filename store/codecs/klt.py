@@ -1,9 +1,9 @@
 """Codec ``klt``: decorrelate components, neighbours and levels, round with one step, pack small integers in bytes.
 
-Of each level the decoder knows, fitted to a sample (``store.codecs.klt_fit``): an affine prediction from the decoded
-map of the level before, an orthonormal basis of what is left (Karhunen-Loève), which coefficients of the basis and of
-the cosine transform of small blocks are kept, and one step for all of them. With equal steps the error is spread evenly
-(reverse water-filling): coefficients smaller than the step vanish.
+Of each level the decoder knows, fitted to a sample (``store.codecs.klt_fit``): the mean map, a linear prediction from
+the decoded map of the level before, an orthonormal basis of what is left (Karhunen-Loève), which coefficients of the
+basis and of the cosine transform of small blocks are kept, and one step for all of them. With equal steps the error is
+spread evenly (reverse water-filling): coefficients smaller than the step vanish.
 
 Legend: N rows, C components, H W the token grid, K kept components, D kept coefficients, M blocks of the grid.
 """
@@ -27,6 +27,8 @@ __all__ = ["ASSETS", "Klt", "KltSettings", "apply_matrix", "quantise"]
 
 ROUND_UP_AT = 0.6
 """A magnitude is rounded up from this fraction of a step on: a wider zero costs less than the bits it saves."""
+
+_PIECE = 12288  # bytes that share a table: with fewer the tables cost more than they save
 
 ASSETS = ("grid", "offset", "predict", "basis", "order", "groups", "steps")
 """Arrays of a level, stored as ``<name>_<level>``; without ``predict`` where a level is not predicted."""
@@ -52,7 +54,7 @@ class KltSettings:
     def __post_init__(self) -> None:
         if type(self.error) not in (int, float) or not 0.001 <= self.error < 1:
             raise FormatError(f"codec klt: error: expected a relative error from 0.001 to 1, got {self.error!r}")
-        for name, largest in (("rows", 1 << 24), ("block", 64)):
+        for name, largest in (("rows", 1 << 24), ("block", 40)):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= largest:
                 raise FormatError(f"codec klt: {name}: expected 1 to {largest}, got {value!r}")
@@ -75,7 +77,7 @@ class _Level(NamedTuple):
 
     Shapes:
         grid: ``(2,)``, H and W.
-        offset: ``(C,)``; predict: ``(C, C of the level before)``, or None; basis: ``(C, K)``.
+        offset: ``(C, H, W)``; predict: ``(C, C of the level before)``, or None; basis: ``(C, K)``.
         order: ``(D,)`` indices of kept coefficients in ``(K, u, v)``, widest group first.
         groups: how many of them lie in each of ``GROUPS``.
         steps: the step, then for each group how much nearer to zero a value is read than written.
@@ -127,8 +129,8 @@ class Klt(KltSettings):
                 f"codec klt: level {index}: fitted to {len(fitted.offset)} components on {fitted.grid.tolist()}, "
                 f"got a level of {level.shape}"
             )
-        ends = np.cumsum(self._sizes(fitted)).tolist()
-        return {"values": PartSpec(shape=(ends[-1],), dtype="uint8", cuts=tuple(ends[:-1]))}
+        sizes = self._sizes(fitted)
+        return {"values": PartSpec(shape=(sum(sizes),), dtype="uint8", cuts=_cuts(sizes))}
 
     def needed_levels(self, levels: Sequence[int], /) -> tuple[int, ...]:
         """The levels and, down to the first that is not predicted, those below them."""
@@ -208,12 +210,11 @@ class Klt(KltSettings):
 
     def _guess(self, index: int, below_NCHW: Array | None, *, like: Array) -> Array:
         """What is known before the first integer is read: ``(N or 1, C, H, W)``."""
-        xp = array_namespace(like)
-        offset_1C11 = xp.reshape(self._on(index, "offset", like), (1, -1, 1, 1))
+        offset_1CHW = self._on(index, "offset", like)[None]
         if self._levels[index].predict is None:
-            return offset_1C11
+            return offset_1CHW
         assert below_NCHW is not None
-        return apply_matrix(self._on(index, "predict", like), below_NCHW) + offset_1C11
+        return apply_matrix(self._on(index, "predict", like), below_NCHW) + offset_1CHW
 
     def _analyse(self, index: int, rest_NCHW: Array) -> Array:
         """Kept coefficients ``(N, D, M)``, widest group first."""
@@ -276,6 +277,16 @@ def _used(level: _Level) -> list[tuple[Group, int]]:
     return [(group, count) for group, count in zip(GROUPS, level.groups.tolist(), strict=True) if count]
 
 
+def _cuts(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Offsets between groups, and inside a long one where coefficients have become a good deal smaller."""
+    ends, start = [], 0
+    for size in sizes:
+        pieces = -(-size // _PIECE)
+        ends += [start + size * piece // pieces for piece in range(1, pieces + 1)]
+        start += size
+    return tuple(ends[:-1])
+
+
 def _groups_of(level: _Level, coefficients_NDM: Array) -> list[tuple[Group, Array]]:
     ends = np.cumsum([count for _, count in _used(level)]).tolist()
     starts = [0, *ends[:-1]]
@@ -306,7 +317,7 @@ def _parse(fitted: Mapping[str, NDArray[np.generic]], *, side: int) -> tuple[_Le
 
 def _fault(level: _Level, *, before: _Level | None, side: int) -> str:
     """What is wrong with a level's arrays, or nothing."""
-    kinds, ranks = {"grid": "i4", "order": "i4", "groups": "i4"}, {"predict": 2, "basis": 2}
+    kinds, ranks = {"grid": "i4", "order": "i4", "groups": "i4"}, {"offset": 3, "predict": 2, "basis": 2}
     for name, values in zip(ASSETS, level, strict=True):
         if values is None:
             continue
@@ -317,6 +328,8 @@ def _fault(level: _Level, *, before: _Level | None, side: int) -> str:
     if level.grid.shape != (2,) or not 1 <= level.grid.min() <= level.grid.max() <= 1 << 20:
         return f"grid: expected two sizes, got {level.grid.tolist()}"
     components = len(level.offset)
+    if level.offset.shape[1:] != tuple(level.grid.tolist()):
+        return f"offset: expected the grid {level.grid.tolist()}, got {level.offset.shape}"
     if level.basis.shape[0] != components or level.basis.shape[1] > components:
         return f"basis: expected {components} rows and at most as many columns, got {level.basis.shape}"
     if level.predict is not None and (before is None or level.predict.shape != (components, len(before.offset))):

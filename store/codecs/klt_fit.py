@@ -40,7 +40,8 @@ class _Fit:
     blocks: Blocks
     chained: bool
     energy: float = 0.0  # asked error energy of a value
-    offset: Floats = field(default_factory=lambda: np.empty(0))
+    mean: Floats = field(default_factory=lambda: np.empty(0))  # (C, T)
+    offset: Floats = field(default_factory=lambda: np.empty(0))  # (C, T)
     predict: Floats | None = None
     basis: Floats = field(default_factory=lambda: np.empty(0))
     noise: Floats = field(default_factory=lambda: np.empty(0))  # what the error of the level before adds, per component
@@ -127,8 +128,8 @@ class KltFitter:
             xp = array_namespace(feat)
             components = feat.shape[1]
             feat_CT = xp.reshape(xp.permute_dims(xp.astype(feat, xp.float64), (1, 0, 2, 3)), (components, -1))
-            self._sum(f"count_{index}", np.array(float(feat_CT.shape[1])))
-            self._sum(f"sum_{index}", xp.sum(feat_CT, axis=1))
+            self._sum(f"rows_{index}", np.array(float(feat.shape[0])))
+            self._sum(f"map_{index}", xp.reshape(xp.sum(xp.astype(feat, xp.float64), axis=0), (components, -1)))
             self._sum(f"gram_{index}", xp.matmul(feat_CT, feat_CT.T))
             if self._fits[index].chained:
                 self._sum(f"cross_{index}", xp.matmul(feat_CT, below_TC.T))
@@ -136,21 +137,25 @@ class KltFitter:
 
     def _end_moments(self) -> None:
         for index, fit in enumerate(self._fits):
-            count = self.sums[f"count_{index}"]
-            mean, raw = self.sums[f"sum_{index}"] / count, self.sums[f"gram_{index}"] / count
-            fit.energy = self._settings.error**2 * float(np.trace(raw)) / len(mean)
+            rows, components = float(self.sums[f"rows_{index}"]), fit.spec.components
+            places_CT = self.sums[f"map_{index}"] / rows
+            raw = self.sums[f"gram_{index}"] / (rows * places_CT.shape[1])
+            fit.energy = self._settings.error**2 * float(np.trace(raw)) / components
             if fit.energy <= 0:
                 raise StoreError(f"codec klt: level {index}: all features are zero; check the teacher and its images")
-            rest = raw - np.outer(mean, mean)
-            fit.offset, fit.noise = mean, np.zeros(len(mean))
+            fit.mean = fit.offset = _mean_map(places_CT, power=float(np.trace(raw)), rows=rows)
+            rest = raw - _moved(places_CT, fit.mean, places_CT, fit.mean)
+            fit.noise = np.zeros(components)
             if fit.chained:
-                below, below_mean = self._fits[index - 1], self.sums[f"sum_{index - 1}"] / count
-                gram = self.sums[f"gram_{index - 1}"] / count - np.outer(below_mean, below_mean)
+                below, below_CT = self._fits[index - 1], self.sums[f"map_{index - 1}"] / rows
+                gram = self.sums[f"gram_{index - 1}"] / (rows * places_CT.shape[1])
+                gram = gram - _moved(below_CT, below.mean, below_CT, below.mean)
                 gram += below.energy * np.eye(len(gram))  # a decoder predicts from a map with that error
-                cross = self.sums[f"cross_{index}"] / count - np.outer(mean, below_mean)
+                cross = self.sums[f"cross_{index}"] / (rows * places_CT.shape[1])
+                cross = cross - _moved(places_CT, fit.mean, below_CT, below.mean)
                 predict = np.asarray(np.linalg.solve(gram, cross.T).T, dtype=np.float64)
                 rest = rest - predict @ cross.T
-                fit.predict, fit.offset = predict, mean - predict @ below_mean
+                fit.predict, fit.offset = predict, fit.mean - predict @ below.mean
             fit.basis = _principal(rest)
             if fit.predict is not None:
                 spread = fit.basis.T @ fit.predict
@@ -256,7 +261,7 @@ class KltFitter:
             nearer = [self._nearer(index, order[group[order] == place]) for place in range(len(GROUPS))]
             arrays: dict[str, NDArray[np.generic]] = {
                 "grid": np.array(fit.spec.shape[1:], np.int32),
-                "offset": fit.offset.astype(np.float32),
+                "offset": fit.offset.astype(np.float32).reshape(fit.spec.shape),
                 "basis": np.ascontiguousarray(fit.basis[:, components], dtype=np.float32),
                 "order": (place_of[order // area] * area + order % area).astype(np.int32),
                 "groups": groups.astype(np.int32),
@@ -285,7 +290,7 @@ class KltFitter:
 
     def _guess(self, index: int, like: Array, below_NCHW: Array | None) -> Array:
         xp, fit = array_namespace(like), self._fits[index]
-        offset = xp.reshape(_like(fit.offset, like), (1, -1, 1, 1))
+        offset = xp.reshape(_like(fit.offset, like), (1, *fit.spec.shape))
         if fit.predict is None:
             return offset
         return apply_matrix(_like(fit.predict, like), xp.astype(below_NCHW, xp.float32)) + offset
@@ -310,6 +315,24 @@ class KltFitter:
 def _like(values: NDArray[np.float64], like: Array) -> Array:
     xp = array_namespace(like)
     return xp.asarray(np.ascontiguousarray(values, dtype=np.float32), device=device(like))
+
+
+def _mean_map(places_CT: Floats, *, power: float, rows: float) -> Floats:
+    """Mean of every position, drawn towards the mean of all as far as the sample is too small to tell them apart.
+
+    Networks with a position embedding have one; on SAM 2's maps it explains up to 40 % of the variance.
+    """
+    mean_C1 = places_CT.mean(axis=1, keepdims=True)
+    between = float(((places_CT - mean_C1) ** 2).sum(axis=0).mean())
+    within = max(0.0, power - float((mean_C1**2).sum()) - between)
+    sure = max(0.0, 1 - within / rows / between) if between > 0 else 0.0
+    return np.asarray(mean_C1 + sure * (places_CT - mean_C1))
+
+
+def _moved(one_CT: Floats, one_mean_CT: Floats, other_CT: Floats, other_mean_CT: Floats) -> Floats:
+    """What a second moment about zero exceeds the one about mean maps by, from the averages of every position."""
+    moved = one_CT @ other_mean_CT.T + one_mean_CT @ other_CT.T - one_mean_CT @ other_mean_CT.T
+    return np.asarray(moved / one_CT.shape[1])
 
 
 def _principal(covariance: Floats) -> Floats:

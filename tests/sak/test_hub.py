@@ -15,7 +15,7 @@ def _online_without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fail(seen: list[bool]) -> None:
-    seen.append(constants.is_offline_mode())
+    seen.append(constants.HF_HUB_OFFLINE)
     raise RuntimeError("inside")
 
 
@@ -27,21 +27,21 @@ def test_host_that_does_not_answer_leaves_only_the_cache(monkeypatch: pytest.Mon
         with pytest.raises(RuntimeError, match="inside"), impatient_hub():
             fail(seen)
     assert seen == [True]
-    assert not constants.is_offline_mode()
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_host_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         with impatient_hub():
-            assert not constants.is_offline_mode()
+            assert not constants.HF_HUB_OFFLINE
 
 
 def test_behind_a_proxy_nobody_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sak.hub.getproxies", lambda: {"https": "http://proxy.invalid:1"})
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
     with impatient_hub():
-        assert not constants.is_offline_mode()
+        assert not constants.HF_HUB_OFFLINE
 
 
 def test_offline_by_choice_stays_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,5 +49,5 @@ def test_offline_by_choice_stays_offline(monkeypatch: pytest.MonkeyPatch) -> Non
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         with impatient_hub():
-            assert constants.is_offline_mode()
-    assert constants.is_offline_mode()
+            assert constants.HF_HUB_OFFLINE
+    assert constants.HF_HUB_OFFLINE

@@ -188,7 +188,7 @@ class Column:
         turned = np.einsum("nkuvij,uy,vx->nkiyjx", frequencies, cosines(u), cosines(v))
         turned = turned.reshape(len(packed), kept, height, width)
         feats = np.einsum("ck,nkhw->nchw", fitted["basis"].astype(np.float64), turned)
-        feats += fitted["offset"].astype(np.float64)[:, None, None]
+        feats += fitted["offset"].astype(np.float64)
         if "predict" in fitted:
             feats += np.einsum("cb,nbhw->nchw", fitted["predict"].astype(np.float64), below[level - 1])
         return feats
@@ -244,8 +244,8 @@ def unpack(packed: np.ndarray, count: int, digits: int, planes: int, largest: in
 
 
 def block_side(length: int, asked: int) -> int:
-    """The divisor, at most 64, whose ratio to the asked side is nearest to 1; the smaller of two as near."""
-    divisors = [size for size in range(1, min(length, 64) + 1) if length % size == 0]
+    """The divisor, at most 40, whose ratio to the asked side is nearest to 1; the smaller of two as near."""
+    divisors = [size for size in range(1, min(length, 40) + 1) if length % size == 0]
     return min(divisors, key=lambda size: (abs(np.log(size / asked)), size))
 
 

@@ -199,7 +199,7 @@ def test_malformed_json_is_refused(value: dict[str, object], message: str):
         ({"name": "klt", "error": 0}, "error: expected a relative error"),
         ({"name": "klt", "error": "small"}, "error: expected a relative error"),
         ({"name": "klt", "rows": 0}, "rows: expected 1 to"),
-        ({"name": "klt", "block": 65}, "block: expected 1 to 64"),
+        ({"name": "klt", "block": 41}, "block: expected 1 to 40"),
         ({"name": "klt", "chain": 1}, "chain: expected true or false"),
         ({"name": "klt", "bits": 1}, r"unknown options \['bits'\]"),
         ("klt8", "expected one of"),
