@@ -263,6 +263,16 @@ def unpatched(feat_NCHW: Floats, patch: int) -> Floats:
     return tiles.transpose(0, 1, 4, 2, 5, 3).reshape(count, -1, height * patch, width * patch)
 
 
+def analysed(rest_NCHW: Floats, basis: Floats, blocks: Blocks) -> Floats:
+    """Coefficients ``(N, D, M)``, few rows at a time to save memory."""
+    pieces = [rest_NCHW[start : start + 16] for start in range(0, len(rest_NCHW), 16)]
+    tiles = rest_NCHW[0, 0].size // (blocks.height * blocks.width)
+    coefs = np.empty((len(rest_NCHW), rest_NCHW[0].size // tiles, tiles), dtype=np.float32)
+    for place, piece in enumerate(pieces):
+        coefs[16 * place : 16 * place + 16] = to_blocks(apply_matrix(basis.T, piece), blocks)
+    return coefs
+
+
 def make_level(
     pair: tuple[Floats, Floats], parents: tuple[Maps, Maps], idea: Idea, gain: Floats | None = None
 ) -> Level:
@@ -276,9 +286,9 @@ def make_level(
         matrix = regress(known[0], pair[0] - mean)
         guesses = (apply_matrix(matrix, known[0]) + mean, apply_matrix(matrix, known[1]) + mean)
     blocks = block_sides(pair[0].shape[2], pair[0].shape[3], side=max(1, idea.side // idea.patch))
-    rests = (pair[0] - guesses[0], pair[1] - guesses[1])
-    basis = principal(rests[0])
-    fitted, held = (to_blocks(apply_matrix(basis.T, rest), blocks) for rest in rests)
+    rest = pair[0] - guesses[0]
+    basis = principal(rest)
+    fitted, held = (analysed(some, basis, blocks) for some in (rest, pair[1] - guesses[1]))
     variance = np.einsum("ndm,ndm->d", fitted, fitted) / (len(fitted) * fitted.shape[2])
     gain = np.ones((len(held), 1, 1, 1), dtype=np.float32) if gain is None else gain
     return Level(basis, blocks, guesses, (fitted, held), variance, pair[1] * gain, gain, idea.patch)
@@ -395,8 +405,6 @@ IDEAS = (
     Idea("klt, zero as wide as pays for each coefficient", parents=1, zone=Zone(0.55, own=True)),
     Idea("klt, a mean for every position", parents=1, placed=True),
     Idea("klt, a mean for every position, bases of 2x2 tokens", parents=1, placed=True, patch=2),
-    Idea("  the same without chain", placed=True, patch=2),
-    Idea("  the same, DCT of the whole grid", side=64, parents=1, placed=True, patch=2),
 )
 
 JOINT = (
@@ -479,7 +487,10 @@ def joint_idea(maps: tuple[Maps, Maps], target: Target, steps: Steps, idea: Idea
     ends = np.cumsum([fit.shape[1] for fit in maps[0]])[:-1]
     for _ in range(4):
         one, other = (np.concatenate([a * by for a, by in zip(some, scales, strict=True)], axis=1) for some in maps)
-        whole = code(make_level((one, other), ([], []), idea), 1.0, idea.zone)
+        level = make_level((one, other), ([], []), idea)
+        del one
+        whole = code(level, 1.0, idea.zone)
+        del level, other
         split = [some / by for some, by in zip(np.split(whole.decoded, ends, axis=1), scales, strict=True)]
         misses = [target.miss(cosine_of(a, b), error_of(a, b)) for a, b in zip(maps[1], split, strict=True)]
         if max(np.abs(misses)) < 0.005:
