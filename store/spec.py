@@ -116,8 +116,9 @@ class ViewSetSpec:
             FormatError: Keys are missing or unknown, or a field is malformed.
         """
         _require_keys(value, known=[field.name for field in fields(cls)], what="view set")
-        if not isinstance(value["tasks"], list):
-            raise FormatError(f"view set: tasks: expected a list, got {value['tasks']!r}")
+        for name, kind in (("tasks", list), ("source", Mapping), ("view", Mapping)):
+            if not isinstance(value[name], kind):
+                raise FormatError(f"view set: {name}: expected a {kind.__name__.lower()}, got {value[name]!r}")
         try:
             return cls(**value)
         except (TypeError, ValueError) as error:

@@ -92,11 +92,10 @@ def _view_set(document: bytes) -> bytes:
     return render_document("view_set", spec.to_json())
 
 
-def _commit(document: bytes) -> bytes | None:
+def _commit(document: bytes) -> bytes:
     commit = PartCommit.parse(document, where="x")
     assert all(commit.start <= row < commit.stop for row in commit.excluded)
-    # Fields that may be left out are written again.
-    return commit.render() if set(json.loads(document)["body"]) >= set(PartCommit.__dataclass_fields__) else None
+    return commit.render()
 
 
 def _use(document: bytes) -> bytes:
