@@ -5,6 +5,7 @@ Legend: N rows, H W rows and columns of an image.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.calibration import in_batches
+from pipeline.clock import Clock
 from pipeline.features import decode_maps, encode_maps, load_pixels
 from pipeline.fidelity import Fidelity
 from pipeline.maps import MapSource
 from pipeline.viewsets import view_size
+from store.commits import Spent
 from store.spec import ColumnSpec
 from store.viewset import ViewSet
 
@@ -38,7 +41,7 @@ class EncodedPart(NamedTuple):
 
     levels: list[dict[str, NDArray[np.generic]]]
     stats: dict[str, dict[str, float]]
-    seconds: float
+    spent: Spent
 
 
 def part_pixels(view_set: ViewSet, part: int, /, *, batch: int, load: bool = True) -> PartPixels:
@@ -69,20 +72,22 @@ def encode_part(
         TeacherError: The network takes no input of this size.
         StoreError: The codec cannot represent what it gives.
     """
-    start = time.perf_counter()
+    start, clock = time.perf_counter(), Clock(source.device)
     encoded = _Encoded(spec, rows=len(shown.pixels))
     fidelity = [Fidelity() for _ in spec.levels]
     for first in range(0, len(shown.pixels), batch):
         chunk, usable = shown.pixels[first : first + batch], shown.usable[first : first + batch].to(source.device)
         feats = source.maps(shown.rows[first : first + batch], chunk)
-        parts = encode_maps(spec, feats)
-        for item, feat, back in zip(fidelity, feats, decode_maps(spec, parts), strict=True):
+        parts = clock.run("encode", functools.partial(encode_maps, spec, feats))
+        decoded = clock.run("decode", functools.partial(decode_maps, spec, parts))
+        for item, feat, back in zip(fidelity, feats, decoded, strict=True):
             item.add(feat[usable], back[usable])
         encoded.put(parts, first=first)
         done(len(chunk))
     measured = {f"level_{index}": item.result() for index, item in enumerate(fidelity)}
     stats = {name: found._asdict() for name, found in measured.items() if found}
-    return EncodedPart(encoded.levels, stats, time.perf_counter() - start)
+    spent = Spent(time.perf_counter() - start, clock.seconds("encode"), clock.seconds("decode"))
+    return EncodedPart(encoded.levels, stats, spent)
 
 
 class _Encoded:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from sak.losses.distill import distill_loss
 from store.column import Column
 
-__all__ = ["Fidelity", "Measured", "StoredBits", "column_fidelity", "mean_measured", "stored_bits"]
+__all__ = ["Fidelity", "Measured", "StoredBits", "codec_speed", "column_fidelity", "mean_measured", "stored_bits"]
 
 _DIGITS = 6  # what float32 can tell of a cosine
 
@@ -127,6 +127,20 @@ def column_fidelity(column: Column, /) -> dict[str, dict[str, float]]:
             found.setdefault(f"level_{index}", {})["bits_per_value"] = round(value, 4)
     mean = _mean(list(found.values())) | ({} if bits is None else {"bits_per_value": round(bits.mean, 4)})
     return found | ({"mean": mean} if mean else {})
+
+
+def codec_speed(column: Column, /) -> dict[str, float]:
+    """Millions of values a second that the codec encoded and decoded during extraction, on the device of that run.
+
+    Empty where no part was timed.
+
+    Raises:
+        CorruptShardError: A commit record or a cost file is damaged.
+    """
+    summary = column.summary()
+    values = summary.timed_rows * sum(level.values for level in column.spec.levels) / 1e6
+    steps = {"encode": summary.spent.encode, "decode": summary.spent.decode}
+    return {name: float(f"{values / seconds:.3g}") for name, seconds in steps.items() if seconds}
 
 
 def _mean(levels: Sequence[Mapping[str, float]]) -> dict[str, float]:

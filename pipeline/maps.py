@@ -24,9 +24,10 @@ from store.column import Column
 from store.store import Store
 from store.viewset import ViewSet
 
-__all__ = ["LiveMaps", "MapSource", "StoredMaps", "map_source"]
+__all__ = ["EXACT", "LiveMaps", "MapSource", "StoredMaps", "exact_maps", "map_source"]
 
 EXACT = "fp32"
+"""The codec that loses nothing."""
 
 
 class MapSource(Protocol):
@@ -101,7 +102,7 @@ class StoredMaps:
     reads_pixels = False
 
     def __init__(self, column: Column, spec: TeacherSpec, *, device: torch.device) -> None:
-        self._column, self._spec, self._device = column, spec, device
+        self.column, self._spec, self._device = column, spec, device
 
     @property
     def spec(self) -> TeacherSpec:
@@ -115,15 +116,29 @@ class StoredMaps:
 
     def levels(self, view_set: ViewSet, /) -> tuple[LevelSpec, ...]:
         """As the column records them."""
-        return self._column.spec.levels
+        return self.column.spec.levels
 
     def maps(self, rows: Sequence[int], pixels_N3HW: Tensor, /) -> list[Tensor]:
         """The stored maps; the pixels are not looked at."""
-        return [torch.from_numpy(feat).to(self._device) for feat in self._column.read_floats(rows)]
+        return [torch.from_numpy(feat).to(self._device) for feat in self.column.read_floats(rows)]
 
     def sample(self, view_set: ViewSet, rows: Sequence[int], /) -> list[Tensor]:
         """The stored maps."""
         return self.maps(rows, torch.empty(0))
+
+
+def exact_maps(
+    store: Store, spec: TeacherSpec, /, *, codec: CodecChoice, view_set: ViewSet, device: torch.device
+) -> StoredMaps | None:
+    """The exact column of this very teacher and view set, where there is one and another codec is asked for.
+
+    Raises:
+        StoreError: A column that may have been the one is damaged.
+    """
+    if choice_json(codec)["name"] == EXACT:
+        return None
+    exact = find_column(store, spec, view_set=view_set.name, codec=EXACT)
+    return None if exact is None else StoredMaps(exact, spec, device=device)
 
 
 def map_source(
@@ -142,9 +157,8 @@ def map_source(
         TeacherError: The teacher's weights are absent or do not fit.
         StoreError: A column that may have been the exact one is damaged.
     """
-    if choice_json(codec)["name"] != EXACT:
-        exact = find_column(store, spec, view_set=view_set.name, codec=EXACT)
-        if exact is not None and not exact.missing_parts():
-            exact.check_join(view_set)
-            return StoredMaps(exact, spec, device=device)
-    return LiveMaps(load(spec))
+    exact = exact_maps(store, spec, codec=codec, view_set=view_set, device=device)
+    if exact is None or exact.column.missing_parts():
+        return LiveMaps(load(spec))
+    exact.column.check_join(view_set)
+    return exact

@@ -11,7 +11,7 @@ from pipeline.damage import Item, Rank, newer_record
 from pipeline.descriptions import is_describable, write_column_description, write_view_set_description
 from pipeline.errors import PipelineError
 from pipeline.makers import Makers, TeacherMaker
-from pipeline.maps import LiveMaps
+from pipeline.maps import EXACT, LiveMaps, MapSource, exact_maps
 from pipeline.pool import parts_done
 from pipeline.runtime import pick_device
 from pipeline.tracking import progress_bar
@@ -164,7 +164,7 @@ class Mender:
         with progress_bar("rows") as bar:
             total = sum(len(self.store.view_set(item.views).spec.part_rows(item.part)) for item in items)
             shown = bar.add_task("columns", total=total)
-            ordered = sorted(items, key=lambda item: (item.views, item.part, item.folder))
+            ordered = sorted(items, key=lambda item: (item.views, item.part, not self._is_exact(item), item.folder))
             for _, some in groupby(ordered, key=lambda item: (item.views, item.part)):
                 pixels: PartPixels | None = None  # one decode of a part's pixels feeds all of its columns
                 for item in some:
@@ -179,17 +179,33 @@ class Mender:
                         reasons[item] = str(error)
         return reasons
 
+    def _is_exact(self, item: Item) -> bool:
+        """Whether other columns can be made from this one, so that it comes first."""
+        return self.store.column(item.views, item.column).spec.codec.name == EXACT
+
     def _column_part(
         self, item: Item, column: Column, maker: TeacherMaker, pixels: PartPixels, done: Callable[[int], object]
     ) -> None:
-        teacher, part = self._teacher(maker), item.part
-        made = encode_part(LiveMaps(teacher), column.spec, pixels, batch=maker.batch, done=done)
+        part = item.part
+        made = encode_part(self._source(maker, column, part), column.spec, pixels, batch=maker.batch, done=done)
         # Nothing is removed before what takes its place is there.
         before = record_digest(column.commits, part)
         column.discard(part)
         keys = column.view_set.keys(part)
-        commit = column.write_part(part, made.levels, keys=keys, stats=made.stats, seconds=made.seconds)
+        commit = column.write_part(part, made.levels, keys=keys, stats=made.stats, spent=made.spent)
         self._remade(item, changed=before not in (None, commit.digest()))
+
+    def _source(self, maker: TeacherMaker, column: Column, part: int) -> MapSource:
+        """A sound part of the teacher's exact column, which other codecs' columns are made from, or the teacher."""
+        device = pick_device(maker.device)
+        try:
+            source = exact_maps(self.store, maker.spec, codec=maker.codec, view_set=column.view_set, device=device)
+            if source is not None:
+                source.column.check_content(part)
+                return source
+        except StoreError:  # damaged or not all there: then it is no witness
+            pass
+        return LiveMaps(self._teacher(maker))
 
     def _remade(self, item: Item, *, changed: bool) -> None:
         self.lines.append(f"remade {describe(self.store, item)}{_CHANGED if changed else ''}")

@@ -6,13 +6,14 @@ Legend: N rows, C channels, H W grid rows and columns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.clock import Clock
 from pipeline.features import Parts, decode_maps, encode_maps
 from pipeline.fidelity import Fidelity, Measured, mean_measured
 from store.backends.base import LevelArray, ShardArray
@@ -77,9 +78,9 @@ def measure(spec: ColumnSpec, batches: Sequence[Sequence[Tensor]], /, *, device:
         StoreError: The codec cannot represent these maps.
     """
     fidelity = [Fidelity(kind=loss.kind, cosine=loss.cosine) for _ in spec.levels]
-    clock = _Clock(device)
+    clock = Clock(device)
     stored = unpacked = values = 0.0
-    _there_and_back(spec, [feat[:1].to(device) for feat in batches[0]], _Clock(device))  # the first call is slow
+    _there_and_back(spec, [feat[:1].to(device) for feat in batches[0]], Clock(device))  # the first call is slow
     for feats in batches:
         on_device = [feat.to(device) for feat in feats]
         parts, back = _there_and_back(spec, on_device, clock)
@@ -95,8 +96,8 @@ def measure(spec: ColumnSpec, batches: Sequence[Sequence[Tensor]], /, *, device:
         bits=8 * stored / values,
         row_bytes=stored / sum(len(feats[0]) for feats in batches),
         asset_bytes=sum(array.nbytes for array in spec.codec.assets().values()),
-        encode=_millions(values, clock.spent["encode"]),
-        decode=_millions(values, clock.spent["decode"]),
+        encode=_millions(values, clock.seconds("encode")),
+        decode=_millions(values, clock.seconds("decode")),
         unpack=_millions(values, unpacked),
     )
 
@@ -120,33 +121,12 @@ def front(rates: Sequence[Rate], /, *, metric: str) -> list[bool]:
     return [not any(other != one and other[0] <= one[0] and other[1] <= one[1] for other in points) for one in points]
 
 
-class _Clock:
-    """Seconds spent in named steps, waiting for the device before and after each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.spent = {"encode": 0.0, "decode": 0.0}
-
-    def run(self, step: str, call: Callable[[], T]) -> T:
-        """Call and count."""
-        self._wait()
-        start = time.perf_counter()
-        result = call()
-        self._wait()
-        self.spent[step] += time.perf_counter() - start
-        return result
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-
 class _Return(NamedTuple):
     parts: Parts
     back: list[Tensor]
 
 
-def _there_and_back(spec: ColumnSpec, feats: Sequence[Tensor], clock: _Clock) -> _Return:
+def _there_and_back(spec: ColumnSpec, feats: Sequence[Tensor], clock: Clock) -> _Return:
     parts = clock.run("encode", lambda: encode_maps(spec, feats))
     return _Return(parts, clock.run("decode", lambda: decode_maps(spec, parts)))
 

@@ -21,7 +21,7 @@ from pipeline.images.registry import open_source
 from pipeline.images.sample import ImageSource
 from pipeline.pixels import encode_sample
 from pipeline.views import apply_view, draw_view
-from store.commits import CommitLog
+from store.commits import CommitLog, Spent
 from store.errors import StoreError
 from store.order import row_samples
 from store.rows import ViewRow
@@ -113,7 +113,7 @@ def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
     start = time.perf_counter()
     view_set = Store.open(root).view_set(name)
     rows = draw_rows(data, view_set.spec, numbers=view_set.spec.part_rows(part))
-    view_set.write_part(part, rows, seconds=time.perf_counter() - start)
+    view_set.write_part(part, rows, spent=Spent(time.perf_counter() - start))
     return len(rows)
 
 
@@ -155,7 +155,7 @@ def remake_part(root: str, name: str, part: int, data: DataConfig, *, agreed: Ma
             return Remade(part, count, problem="its images give other rows than a column over it was made from")
         before = record_digest(view_set.commits, part)
         view_set.discard(part)
-        view_set.write_part(part, rows, seconds=time.perf_counter() - start)
+        view_set.write_part(part, rows, spent=Spent(time.perf_counter() - start))
     except (PipelineError, StoreError) as error:
         return Remade(part, count, problem=str(error))
     return Remade(part, count, changed=before not in (None, digest))

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.backends.base import Decoder, Extents, LevelArray, ShardArray, little_endian
-from store.commits import CommitLog, PartCommit, Summary
+from store.buffers import BUFFERS
+from store.commits import UNTIMED, CommitLog, PartCommit, Spent, Summary
 from store.errors import CorruptShardError, FormatError, MissingRowsError, StoreError
 from store.fingerprint import digest_keys
 from store.layout import check_metadata, level_arrays, load_column
@@ -74,7 +75,7 @@ class Column:
         *,
         keys: Sequence[str],
         stats: Mapping[str, Any] | None = None,
-        seconds: float = 0.0,
+        spent: Spent = UNTIMED,
     ) -> PartCommit:
         """Publish one part. The view set's part comes first; a part that is already committed is left alone.
 
@@ -118,7 +119,7 @@ class Column:
             rows_per_shard=self.view_set.spec.rows_per_shard,
             threads=self._options.threads,
         )
-        return self.commits.publish(commit, objects=objects, seconds=seconds)
+        return self.commits.publish(commit, objects=objects, spent=spent)
 
     def read(
         self, rows: Sequence[int] | NDArray[np.int64], *, levels: Sequence[int] | None = None
@@ -373,11 +374,12 @@ def _plain_bytes(values: NDArray[np.generic]) -> memoryview:
 
 
 def _empty(array: LevelArray, rows: int) -> NDArray[np.generic]:
+    size = rows * array.spec.row_bytes
     try:
-        return np.empty((rows, *array.spec.shape), dtype=np.dtype(array.spec.dtype).newbyteorder("<"))
+        memory = BUFFERS.take(size)
     except MemoryError as error:
-        size = rows * array.spec.row_bytes
         raise StoreError(f"{array.name}: {rows} rows take {size} bytes of memory; read fewer at a time") from error
+    return memory.view(np.dtype(array.spec.dtype).newbyteorder("<")).reshape(rows, *array.spec.shape)
 
 
 def _reopen(root: Root, name: str, view_set: ViewSet, options: ReadOptions) -> Column:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +17,12 @@ from store.root import Root, is_name
 from store.spec import ViewSetSpec
 
 __all__ = [
+    "UNTIMED",
     "CommitLog",
     "ObjectDigest",
     "PartCommit",
     "PartLocation",
+    "Spent",
     "Summary",
     "digest_objects",
     "locate_part",
@@ -121,13 +124,24 @@ class PartCommit:
         return commit
 
 
+class Spent(NamedTuple):
+    """Seconds that making a part took: all of it, and the codec's steps, 0 where they were not timed."""
+
+    total: float = 0.0
+    encode: float = 0.0
+    decode: float = 0.0
+
+
+UNTIMED = Spent()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """How far a view set or column is, and what it takes.
 
     Units:
         ``bytes`` as stored; ``fp16_bytes`` what the committed rows would take as plain float16, 0 for a view set;
-        ``seconds`` that writers reported.
+        ``spent`` as writers reported it, ``encode`` and ``decode`` over the ``timed_rows`` for which they are known.
     """
 
     rows: int
@@ -137,8 +151,12 @@ class Summary:
     committed_parts: int
     bytes: int
     fp16_bytes: int
-    seconds: float
+    spent: Spent
+    timed_rows: int
     stats: Mapping[str, Any]
+
+
+_COST_KEYS = {"total": "seconds", "encode": "encode_seconds", "decode": "decode_seconds"}
 
 
 class PartLocation(NamedTuple):
@@ -228,7 +246,7 @@ class CommitLog:
             raise MissingRowsError(f"{self._folder}: rows {shown}{more} are not committed")
         return [commit for commit in found.values() if commit is not None]
 
-    def publish(self, commit: PartCommit, /, *, objects: Iterable[tuple[str, bytes]], seconds: float) -> PartCommit:
+    def publish(self, commit: PartCommit, /, *, objects: Iterable[tuple[str, bytes]], spent: Spent) -> PartCommit:
         """Write a part's objects, then its cost, then its record; the first of several writers wins.
 
         Args:
@@ -251,21 +269,21 @@ class CommitLog:
             if self._root.stamp(f"{self._folder}/{record}.json") is None:  # gone while we waited for the lock
                 raise MissingColumnError(f"{self._folder}: was removed while it was being written; run this again")
             try:
-                self._known[commit.part] = self._write(commit, objects, seconds=seconds)
+                self._known[commit.part] = self._write(commit, objects, spent)
             except ConflictError:
                 # Where nothing is locked another writer may have been faster: then its part is the one.
                 if self.find(commit.part) is None:
                     raise
         return self._known[commit.part]
 
-    def _write(self, commit: PartCommit, objects: Iterable[tuple[str, bytes]], *, seconds: float) -> PartCommit:
+    def _write(self, commit: PartCommit, objects: Iterable[tuple[str, bytes]], spent: Spent) -> PartCommit:
         digests: dict[str, ObjectDigest] = {}
         for relative, data in objects:
             self._root.write_atomic(f"{self._folder}/{relative}", data)
             digests |= digest_objects({relative: data})
         commit = replace(commit, objects=digests)
         # The cost differs from run to run, so it stays out of the record.
-        cost = render_document("cost", {"seconds": round(float(seconds), 3), "host": socket.gethostname()})
+        cost = render_document("cost", {**_render_spent(spent), "host": socket.gethostname()})
         self._root.write_atomic(self.cost_path(commit.part), cost, replace=True)
         if not self._root.overwrites:
             self._check_present(commit)
@@ -305,6 +323,7 @@ class CommitLog:
             CorruptShardError: A record is damaged.
         """
         commits = self.require(self.parts())
+        spent = [self.spent(commit.part) for commit in commits]
         rows = sum(len(commit.rows) for commit in commits)
         excluded = sum(len(commit.excluded) for commit in commits)
         return Summary(
@@ -315,25 +334,34 @@ class CommitLog:
             committed_parts=len(commits),
             bytes=sum(commit.size for commit in commits),
             fp16_bytes=rows * fp16_bytes_per_row,
-            seconds=sum(self.seconds(commit.part) for commit in commits),
+            spent=Spent(*map(sum, zip(*spent, strict=True))),
+            timed_rows=sum(len(commit.rows) for commit, item in zip(commits, spent, strict=True) if item.encode),
             stats=_average([(commit.stats, len(commit.rows)) for commit in commits]),
         )
 
-    def seconds(self, part: int, /) -> float:
-        """What a part's writer said that it took; 0 where that is not known.
+    def spent(self, part: int, /) -> Spent:
+        """What a part's writer said that it took; zeros where that is not known.
 
         Raises:
             CorruptShardError: The note of it is damaged.
         """
         relative = self.cost_path(part)
         if self._root.stamp(relative) is None:
-            return 0.0
+            return Spent()
         data = self._root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES)
         where = self._root.where(relative)
-        seconds = parse_document(data, kind="cost", where=where).get("seconds", 0.0)
-        if type(seconds) not in (int, float) or seconds < 0:
-            raise FormatError(f"{where}: seconds: expected a number, got {seconds!r}; delete the file")
-        return float(seconds)
+        body = parse_document(data, kind="cost", where=where)
+        found = {step: body.get(key, 0.0) for step, key in _COST_KEYS.items()}
+        for value in found.values():
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise FormatError(f"{where}: expected seconds, got {value!r}; delete the file")
+        return Spent(**found)
+
+
+def _render_spent(spent: Spent) -> dict[str, float]:
+    """What a cost file says of it: steps only where they were timed."""
+    known = {key: round(float(getattr(spent, step)), 6) for step, key in _COST_KEYS.items()}
+    return {key: value for key, value in known.items() if value or key == "seconds"}
 
 
 def _fault(commit: PartCommit) -> str:

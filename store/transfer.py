@@ -247,8 +247,8 @@ def _copy(source: Column, target: Column, progress: Progress | None) -> Transfer
         if standing is None:
             levels = source.read_part(part)
             keys = source.view_set.keys(part)
-            seconds = source.commits.seconds(part)
-            standing = target.write_part(part, levels, keys=keys, stats=commit.stats, seconds=seconds)
+            spent = source.commits.spent(part)
+            standing = target.write_part(part, levels, keys=keys, stats=commit.stats, spent=spent)
             written += 1
         if commit.content and standing.content and standing.content != commit.content:
             raise FormatError(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from store.commits import CommitLog, PartCommit, Summary, digest_objects, part_name
+from store.commits import UNTIMED, CommitLog, PartCommit, Spent, Summary, digest_objects, part_name
 from store.document import MAX_DOCUMENT_BYTES, parse_document
 from store.errors import CorruptShardError, FormatError
 from store.fingerprint import canonical_json, digest_bytes, digest_keys
@@ -111,7 +111,7 @@ class ViewSet:
         done = set(self.committed_parts())
         return tuple(part for part in range(self.spec.parts) if part not in done)
 
-    def write_part(self, part: int, rows: Sequence[ViewRow], *, seconds: float = 0.0) -> PartCommit:
+    def write_part(self, part: int, rows: Sequence[ViewRow], *, spent: Spent = UNTIMED) -> PartCommit:
         """Publish one part: all of its rows, in order. A part that is already committed is left alone.
 
         Raises:
@@ -119,7 +119,7 @@ class ViewSet:
             StoreError: The disk is full or fails; nothing is committed.
         """
         packed = self._pack(part, rows)
-        return self.commits.publish(packed.commit, objects=packed.objects, seconds=seconds)
+        return self.commits.publish(packed.commit, objects=packed.objects, spent=spent)
 
     def planned_commit(self, part: int, rows: Sequence[ViewRow], /) -> PartCommit:
         """The record that ``write_part`` would publish; writes nothing.

@@ -150,4 +150,4 @@ def _write_part(
     """Encode a teacher's maps of a part and commit them; ``done`` is told the rows of every batch."""
     made = encode_part(writer.source, writer.column.spec, shown, batch=batch, done=done)
     keys = view_set.keys(part)
-    writer.column.write_part(part, made.levels, keys=keys, stats=made.stats, seconds=made.seconds)
+    writer.column.write_part(part, made.levels, keys=keys, stats=made.stats, spent=made.spent)

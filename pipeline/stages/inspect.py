@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.fidelity import column_fidelity
+from pipeline.fidelity import codec_speed, column_fidelity
 from pipeline.tracking import progress_bar
 from pipeline.verdicts import Verdict, finding_line, remedies
 from sak.teachers.registry import TEACHERS
@@ -103,10 +103,13 @@ def _describe(item: ViewSet | Column) -> str:
         "committed_rows": summary.committed_rows,
         "shards": f"{summary.committed_parts} of {summary.parts}",
         "bytes": summary.bytes,
-        "seconds": round(summary.seconds, 2),
+        "seconds": round(summary.spent.total, 2),
     }
     if summary.fp16_bytes:
         facts |= {"fp16_bytes": summary.fp16_bytes}
     if isinstance(item, Column):
         facts |= {"fidelity": column_fidelity(item)}
+        speed = codec_speed(item)
+        if speed:
+            facts |= {"codec_million_values_per_second": speed}
     return yaml.safe_dump(facts, sort_keys=False)

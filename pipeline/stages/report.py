@@ -246,7 +246,7 @@ class _Used(NamedTuple):
                 view_set = store.view_set(view_set_spec(need.data, labels=need.labels).name)
                 summary = view_set.summary()
                 costs[view_set.name] = _store_cost(
-                    f"views {view_set.name}", summary.seconds, summary.rows, summary.bytes
+                    f"views {view_set.name}", summary.spent.total, summary.rows, summary.bytes
                 )
                 for name, codec in need.teachers.items():
                     spec = study.teachers[name].spec(name)
@@ -255,7 +255,7 @@ class _Used(NamedTuple):
                         continue
                     done = column.summary()
                     key = f"{need.purpose} / {name}"
-                    costs[key] = _store_cost(f"teacher {key}", done.seconds, done.rows, done.bytes)
+                    costs[key] = _store_cost(f"teacher {key}", done.spent.total, done.rows, done.bytes)
                     columns[key] = _usage(
                         key, column.spec.codec.name, done.rows, done.bytes, done.fp16_bytes, done.stats
                     )

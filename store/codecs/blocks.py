@@ -17,6 +17,7 @@ from store.codecs.base import Array
 __all__ = ["Blocks", "block_sides", "dct_matrix", "from_blocks", "to_blocks"]
 
 _LARGEST = 40
+_MOST_PLACED = 64
 
 
 class Blocks(NamedTuple):
@@ -24,6 +25,9 @@ class Blocks(NamedTuple):
 
     height: int
     width: int
+
+
+_placed: dict[tuple[Blocks, str], Array] = {}
 
 
 def block_sides(height: int, width: int, *, side: int) -> Blocks:
@@ -73,8 +77,19 @@ def _kronecker(blocks: Blocks) -> NDArray[np.float32]:
 
 
 def _matrix(blocks: Blocks, like: Array) -> Array:
-    """Both axes in one ``(u * v, u * v)`` matrix: one large product runs faster than many of 8 x 8."""
-    return array_namespace(like).asarray(_kronecker(blocks), device=device(like), dtype=like.dtype)
+    """Both axes in one ``(u * v, u * v)`` matrix: one large product runs faster than many of 8 x 8.
+
+    Kept where it was last wanted, because a copy to an accelerator from memory that is not page-locked waits for all
+    work there.
+    """
+    xp = array_namespace(like)
+    key = (blocks, f"{xp.__name__} {device(like)} {like.dtype}")
+    found = _placed.get(key)
+    if found is None:
+        if len(_placed) >= _MOST_PLACED:
+            _placed.clear()
+        found = _placed[key] = xp.asarray(_kronecker(blocks), device=device(like), dtype=like.dtype)
+    return found
 
 
 def _nearest_divisor(length: int, side: int) -> int:

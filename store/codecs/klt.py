@@ -91,6 +91,11 @@ class _Level(NamedTuple):
     groups: NDArray[np.int32]
     steps: NDArray[np.float32]
 
+    @property
+    def nearer_D1(self) -> NDArray[np.float32]:
+        """For each kept coefficient how much nearer to zero it is read than written, in steps."""
+        return np.repeat(self.steps[1:], self.groups)[:, None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Klt(KltSettings):
@@ -226,8 +231,7 @@ class Klt(KltSettings):
     def _synthesise(self, index: int, integers_NDM: Array) -> Array:
         """The map that integers ``(N, D, M)`` stand for, without the guess: ``(N, C, H, W)``."""
         level, xp = self._levels[index], array_namespace(integers_NDM)
-        blocks, nearer = self._blocks(level), np.repeat(level.steps[1:], level.groups)
-        nearer_D1 = xp.asarray(nearer[:, None], device=device(integers_NDM))
+        blocks, nearer_D1 = self._blocks(level), self._on(index, "nearer_D1", integers_NDM)
         values_NDM = xp.astype(integers_NDM, xp.float32)
         values_NDM = (values_NDM - xp.sign(values_NDM) * nearer_D1) * float(level.steps[0])
         shape = (values_NDM.shape[0], level.basis.shape[1] * blocks.height * blocks.width, values_NDM.shape[2])

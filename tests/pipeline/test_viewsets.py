@@ -76,7 +76,7 @@ def test_the_size_of_the_images_is_the_views() -> None:
 
 
 def test_making_a_part_is_timed(tmp_path: Path) -> None:
-    assert make(tmp_path, scenes(), labels=False).summary().seconds > 0
+    assert make(tmp_path, scenes(), labels=False).summary().spent.total > 0
 
 
 def test_rows_are_remade_to_the_byte(tmp_path: Path) -> None:

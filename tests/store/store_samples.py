@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from store.codecs.registry import make_codec
 from store.column import Column
+from store.commits import Spent
 from store.order import image_permutation
 from store.root import _host as root_host
 from store.rows import ViewRow
@@ -80,7 +81,7 @@ def fill(root: Path, codec: str = "int8", options: ReadOptions | None = None) ->
     made = Store.create(root, options=options)
     views = made.create_view_set(view_spec())
     for part in views.missing_parts():
-        views.write_part(part, [view_row(views.spec, row) for row in views.spec.part_rows(part)], seconds=0.5)
+        views.write_part(part, [view_row(views.spec, row) for row in views.spec.part_rows(part)], spent=Spent(0.5))
     column = made.create_column(column_spec(codec))
     for part in column.missing_parts():
         write_column_part(column, part)
@@ -91,7 +92,7 @@ def write_column_part(column: Column, part: int) -> None:
     rows = column.view_set.spec.part_rows(part)
     stats = {"level_0": {"cosine": 0.5 + part, "relative_error": 0.25}}
     column.write_part(
-        part, encoded(column.spec, rows), keys=column.view_set.keys(part), stats=stats, seconds=1.5 + part
+        part, encoded(column.spec, rows), keys=column.view_set.keys(part), stats=stats, spent=Spent(1.5 + part)
     )
 
 

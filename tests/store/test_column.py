@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 import store
 from store.backends import zarr3
 from store.column import Column
+from store.commits import Spent
+from store.document import render_document
 from store.errors import CorruptShardError, FormatError, MissingRowsError, StoreError
 from store.fingerprint import digest_keys
 from store.local_root import LocalRoot
@@ -215,10 +217,30 @@ def test_summary_counts_and_averages(filled: Column):
     assert summary.bytes == sum(
         path.stat().st_size for path in path_of(filled, ".").glob("level_*/c/**/0") if path.is_file()
     )
-    assert summary.seconds == pytest.approx(1.5 + 2.5 + 3.5)
+    assert summary.spent.total == pytest.approx(1.5 + 2.5 + 3.5)
     assert summary.stats["level_0"]["cosine"] == pytest.approx((0.5 * 8 + 1.5 * 8 + 2.5 * 4) / 20)
+    assert (summary.timed_rows, summary.spent.encode, summary.spent.decode) == (0, 0.0, 0.0)
     filled.discard(2)
     assert filled.summary().stats["level_0"]["cosine"] == pytest.approx(1.0)
+
+
+def test_times_of_the_codec_are_kept_beside_the_record(filled: Column):
+    levels, keys = filled.read(range(8)), filled.view_set.keys(0)
+    before = filled.commits.require([0])[0]
+    filled.discard(0)
+    filled.write_part(0, levels, keys=keys, stats=before.stats, spent=Spent(9.0, 0.25, 0.125))
+    summary = filled.summary()
+    assert summary.spent == pytest.approx((9.0 + 2.5 + 3.5, 0.25, 0.125))
+    assert summary.timed_rows == 8
+    assert filled.commits.require([0])[0].render() == before.render()
+
+
+@pytest.mark.parametrize("value", [-1.0, "1", True, None])
+def test_a_cost_that_is_no_time_is_refused(filled: Column, value: object):
+    path = path_of(filled, filled.commits.cost_path(1).removeprefix(f"{filled.folder}/"))
+    path.write_bytes(render_document("cost", {"seconds": 1.0, "encode_seconds": value}))
+    with pytest.raises(FormatError, match=r"expected seconds, got .*delete the file"):
+        filled.summary()
 
 
 def test_readers_travel_to_other_processes(filled: Column):

@@ -20,6 +20,7 @@ import tiny_store
 from store import disk
 from store.codecs.registry import make_codec
 from store.column import Column
+from store.commits import Spent
 from store.errors import CorruptShardError, FormatError, MissingColumnError, MissingRowsError, StoreError
 from store.order import image_permutation
 from store.rows import ViewRow
@@ -211,10 +212,10 @@ def test_units_are_written_down_and_are_those_of_the_numbers(store: Store, colum
         column.spec.codec.encode(np.stack([tiny_store.features("a", row, level) for row in rows]), level=level)
         for level in (0, 1)
     ]
-    column.write_part(1, levels, keys=column.view_set.keys(1), seconds=7200.0)
+    column.write_part(1, levels, keys=column.view_set.keys(1), spent=Spent(7200.0))
     cost = json.loads(store.root.local(column.commits.cost_path(1)).read_text())
     assert cost["body"]["seconds"] == 7200.0
-    assert column.summary().seconds == pytest.approx(7200.0)
+    assert column.summary().spent.total == pytest.approx(7200.0)
 
 
 def test_another_batch_size_gives_the_same_rows(column: Column):

@@ -47,6 +47,9 @@ def test_info_is_yaml_of_a_view_set_or_column(finished: Finished) -> None:
             assert measured["token_cosine"] == measured["image_cosine"] == 1
             assert measured["relative_error"] == measured["loss"] == 0
             assert 20 < measured["bits_per_value"] < 48
+        speed = found["codec_million_values_per_second"]
+        assert set(speed) == {"encode", "decode"}
+        assert min(speed.values()) > 0
         bits = found["fidelity"]["mean"]["bits_per_value"]
         assert bits == pytest.approx(16 * found["bytes"] / found["fp16_bytes"], abs=1e-3)
     with pytest.raises(StoreError, match="nothing"):

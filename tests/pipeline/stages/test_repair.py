@@ -13,6 +13,7 @@ import pytest
 from pipeline import mending, viewsets
 from pipeline.config import Study
 from pipeline.errors import DataError
+from pipeline.stages.extract import extract
 from pipeline.stages.inspect import verify_store
 from pipeline.stages.repair import repair_store
 from store import disk
@@ -61,6 +62,11 @@ def flip(path: Path) -> None:
 
 def one(root: Path, pattern: str) -> Path:
     return sorted(root.glob(pattern))[-1]
+
+
+def codec_of(column: Path) -> str:
+    name: str = json.loads((column / "column.json").read_text())["body"]["spec"]["codec"]["name"]
+    return name
 
 
 def contents(root: Path) -> dict[str, str]:
@@ -314,6 +320,27 @@ def test_a_newer_store_is_not_written_over(root: Path, studies: list[Study]) -> 
         repair_store(root, studies)
     with pytest.raises(StoreError, match="expected a store"):
         repair_store(root.parent / "nothing", studies)
+
+
+@pytest.mark.parametrize("exact_too", [False, True])
+def test_a_column_is_made_from_the_exact_one_where_that_is_sound(
+    root: Path, studies: list[Study], built: list[str], exact_too: bool
+) -> None:
+    both = [
+        *studies,
+        *(dataclasses.replace(study, extract=dataclasses.replace(study.extract, codec="int8")) for study in studies),
+    ]
+    extract(both[1:])
+    before = contents(root)
+    exact, coded = sorted(root.glob(COLUMN), key=lambda path: codec_of(path) != "fp32")
+    assert codec_of(coded) == "int8"
+    for column in (exact, coded) if exact_too else (coded,):
+        flip(one(column, "level_1/c/1/**/0"))
+    done = repair_store(root, both)
+    assert done.failed is False, done.lines
+    assert len(done.lines) == 1 + exact_too
+    assert contents(root) == before
+    assert built == ["second"] * exact_too
 
 
 def test_a_killed_repair_is_finished_by_the_next(
