@@ -154,14 +154,20 @@ def _against_ours(line: Line, result: BenchResult) -> float | None:
 
 
 def _best_rival(result: BenchResult) -> list[str]:
-    """The comparison that matters most: with the fastest peer that packs rows or keeps them in tars."""
+    """The comparisons that matter most: with the fastest peers that pack rows or keep them in tars."""
     peers = [line for line in result.lines if line.facts.kind == "peer" and line.rate]
     rivals = [line for line in peers if line.facts.family in ("tar", "packed")]
-    best = max(rivals, key=lambda line: line.rate or 0, default=None)
-    times = _against_ours(best, result) if best else None
-    return (
-        [f"{OURS} is {times:.1f} x the best compressed or tar-based peer, {best.facts.name}"] if best and times else []
-    )
+    groups = {
+        "that holds the same integers": [line for line in rivals if line.facts.fidelity == "stored"],
+        "that holds floats of 16 bits": [line for line in rivals if line.facts.fidelity != "stored"],
+    }
+    found = []
+    for what, lines in groups.items():
+        best = max(lines, key=lambda line: line.rate or 0, default=None)
+        times = _against_ours(best, result) if best else None
+        if best and times:
+            found.append(f"{OURS} is {times:.1f} x the best compressed or tar-based peer {what}, {best.facts.name}")
+    return found
 
 
 def _digest_cost(result: BenchResult) -> float | None:

@@ -16,7 +16,7 @@ __all__ = ["Hdf5"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hdf5:
-    """The same stored integers; ``filter`` is h5py's name of a compression filter, at its default level."""
+    """One chunk a row; ``filter`` is h5py's name of a compression filter, at its default level."""
 
     name: str
     filter: str

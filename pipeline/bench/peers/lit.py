@@ -18,7 +18,7 @@ _CHUNK = "64MB"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lit:
-    """The same stored integers; ``packing`` is None or ``zstd``.
+    """``packing`` is None or ``zstd``.
 
     Samples are packed one by one, its only packing that leaves random access; packing several together makes every
     shuffled read unpack all of them.

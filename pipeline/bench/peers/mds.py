@@ -14,7 +14,7 @@ __all__ = ["Mds"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mds:
-    """The same stored integers; shards are unpacked beside the packed ones when first read, and read from there."""
+    """Packed by zstd; shards are unpacked beside the packed ones when first read, and read from there."""
 
     name: str = "mds-zstd"
     fidelity: str = "stored"

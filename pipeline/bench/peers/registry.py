@@ -24,6 +24,11 @@ _ALL: tuple[Peer, ...] = (
     Lit(name="litdata", packing=None),
     Lit(name="litdata-zstd", packing="zstd"),
     Memmap(name="memmap", fidelity="stored"),
+    # What one keeps without a codec of features: half precision.
+    Tars(name="webdataset-fp16", packing="", fidelity="fp16"),
+    Hdf5(name="hdf5-lzf-fp16", filter="lzf", fidelity="fp16"),
+    Mds(name="mds-zstd-fp16", fidelity="fp16"),
+    Lit(name="litdata-zstd-fp16", packing="zstd", fidelity="fp16"),
     Memmap(name="memmap-fp16", fidelity="fp16"),
 )
 PEERS: Mapping[str, Peer] = {peer.name: peer for peer in _ALL}

@@ -74,7 +74,7 @@ def test_notes_state_conditions_and_what_is_missing(result: BenchResult) -> None
         "page cache warm",
         "10.00 ms of processor time a row",
         "tar: noted",
-        "3.0 x the best compressed or tar-based peer, tar",
+        "3.0 x the best compressed or tar-based peer that holds the same integers, tar",
     ):
         assert part in text
     assert text.endswith("absent: not installed: pip install 'sak-distill[bench]'")
