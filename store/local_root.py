@@ -187,8 +187,8 @@ class LocalRoot:
         with _readable(self.path):
             return [path for path in self.files() if _is_abandoned(self.path / path)]
 
-    def is_locked(self, relative: str, /) -> bool:
-        """Whether somebody holds a folder's lock at this moment."""
+    def is_locked(self, relative: str, /) -> bool | None:
+        """Whether somebody holds a folder's lock at this moment; None where the file system has no locks."""
         folder = self.local(relative)
         try:
             with _readable(folder):
@@ -201,7 +201,7 @@ class LocalRoot:
             except OSError as error:
                 if error.errno not in (*_NO_LOCKS, errno.EWOULDBLOCK):
                     raise
-                return error.errno == errno.EWOULDBLOCK
+                return True if error.errno == errno.EWOULDBLOCK else None
             finally:
                 disk.close(descriptor)
         return False
