@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from store import disk
@@ -49,9 +50,11 @@ class LocalRoot:
         Raises:
             FormatError: The path is absolute, has ``..`` or odd characters, or passes a link that leaves the root.
         """
-        check_relative(relative)
+        names = check_relative(relative)
         base = _real(self.path)
         target = f"{base}/{relative}"
+        if not any(map(os.path.islink, accumulate(names, "{}/{}".format, initial=base))):
+            return Path(target)
         real = os.path.realpath(target)
         if os.path.islink(real):  # what is left of a link to itself
             raise FormatError(f"{target}: a link leads nowhere; remove it")
