@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from store.commits import ObjectDigest, locate_part, part_name
 from store.errors import StoreError
 from store.root import Root, Stamp
 from store.spec import ViewSetSpec
+from store.viewset import ViewSet
 
 __all__ = ["Audit", "Finding", "Progress", "Scope", "part_record", "record_of"]
 
@@ -125,8 +127,13 @@ class Audit:
         return spec.part_rows(part) if spec and part < spec.parts else None
 
     def spec_of(self, folder: str) -> ViewSetSpec | None:
-        """What the rows of a view set or column are, where its view set could be opened."""
-        return self.specs.get(folder) or self.specs.get(f"views/{folder.split('/')[1]}")
+        """What the rows of a view set or column are; None where its view set cannot be opened."""
+        found = self.specs.get(folder)
+        if found is None:
+            name = folder.split("/")[1]
+            with contextlib.suppress(StoreError):
+                found = self.specs.setdefault(f"views/{name}", ViewSet(self.root, name).spec)
+        return found
 
     def check_file(self, path: str, digest: ObjectDigest, *, rows: range | None) -> bool:
         """Compare one file with what was recorded; True when it is whole, or not to be checked."""

@@ -342,8 +342,8 @@ def _check_left(audit: Audit) -> None:
         else:
             audit.error(path, "no record accounts for this file", stray=True)
     for commit, files in parts.items():
-        names = f"{files[0]} is" if len(files) == 1 else f"{len(files)} files of the part are, {files[0]} the first"
-        problem = f"missing, though {names} there: left by a writer that died, or the record was deleted"
+        names = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files of the part"
+        problem = f"missing, though there still is {names}: left by a writer that died, or the record was deleted"
         _check_unrecorded(audit, commit, f"{problem}; the same sak extract makes the part again", files=files)
 
 
