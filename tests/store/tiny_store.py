@@ -21,6 +21,7 @@ from store.uses import make_use, save_use
 from store.viewset import ReadOptions, ViewSet
 
 LEVELS = (LevelSpec(components=2, height=1, width=2), LevelSpec(components=3, height=1, width=1))
+CODEC = "int8"
 # One thread: operations then come in the same order every time.
 OPTIONS = ReadOptions(threads=1)
 
@@ -41,7 +42,7 @@ def view_spec(*, images: int = 4, views: int = 1, rows_per_shard: int = 2) -> Vi
 
 
 def column_spec(teacher: str = "a") -> ColumnSpec:
-    return ColumnSpec(view_set="t", teacher=teacher, identity={}, levels=LEVELS, codec=make_codec("int8"))
+    return ColumnSpec(view_set="t", teacher=teacher, identity={}, levels=LEVELS, codec=make_codec(CODEC))
 
 
 def fitted_spec(teacher: str, rows: range) -> ColumnSpec:
