@@ -259,6 +259,29 @@ def test_a_part_that_is_committed_meanwhile_is_no_damage(tmp_path: Path, monkeyp
     assert findings(tmp_path) == []
 
 
+def test_a_store_that_grows_meanwhile_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A column is measured by its view set, which was opened before views were appended to both."""
+    store = tiny_store.fill(tmp_path)
+    known, grown = verify_module._known_view_set, []
+
+    def grow(audit: Audit, name: str, views: dict[str, ViewSet]) -> ViewSet | None:
+        found = known(audit, name, views)
+        if not grown:
+            grown.append(store.extend_view_set("t", views=2))
+            tiny_store.write_view_parts(grown[0])
+            tiny_store.write_column(store)
+        return found
+
+    monkeypatch.setattr(verify_module, "_known_view_set", grow)
+    assert verify(store, paths=["columns/t"]) == []
+    assert len(grown) == 1
+    grown.clear()
+    monkeypatch.setattr(verify_module, "_TRIES", 1)
+    shutil.rmtree(tmp_path)
+    tiny_store.fill(tmp_path)
+    assert [item.severity for item in verify(store, paths=["columns/t"])] == ["error"], "once is too little"
+
+
 def test_files_of_a_part_beyond_the_last_belong_to_nothing(tmp_path: Path):
     store = tiny_store.fill(tmp_path)
     column = store.columns("t")[0]
