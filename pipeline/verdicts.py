@@ -44,6 +44,9 @@ def remedies(findings: Sequence[Finding], root: str | Path) -> list[str]:
         # A column's record that disagrees with a damaged part of its view set agrees again once that part is restored.
         if views != where and views in damaged and "/commits/" in found.path:
             continue
+        if found.unrecorded:
+            lines[f"the same sak extract or sak run: it makes part {where.part} of {where.folder} again"] = None
+            continue
         command = shlex.join(["sak", "store", "discard", str(root), where.folder.split("/", 1)[1], str(where.part)])
         lines[f"{command}, then the same sak extract or sak run: it makes that part again"] = None
     return list(lines)
@@ -53,6 +56,8 @@ def _file_remedy(found: Finding) -> str:
     name = found.path.rsplit("/", 1)[-1]
     if found.stray:
         return "delete it; no record needs it"
+    if found.path.startswith("uses/") and found.rows is not None:
+        return "restore the part that it names from a copy, or train its experiment anew"
     if found.path.startswith("uses/"):
         return "delete it; its experiment writes it again when it is resumed"
     if name in ("view_set.json", "column.json"):

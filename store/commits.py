@@ -211,7 +211,7 @@ class CommitLog:
         """
         known = self._known.get(part)
         if known is None and self._root.stamp(self.path(part)) is not None:
-            known = self._known[part] = self.load(part)
+            known = self.load(part)
         return known
 
     def load(self, part: int, /) -> PartCommit:
@@ -229,6 +229,7 @@ class CommitLog:
                 f"{where}: expected the record of {self._folder} part {part}, got that of {commit.owner} part "
                 f"{commit.part}; a file was moved, run sak store verify"
             )
+        self._known[part] = commit
         return commit
 
     def require(self, parts: Sequence[int], /) -> list[PartCommit]:

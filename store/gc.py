@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from store.audit import record_of
 from store.commits import locate_part, part_name
 from store.root import Root, is_temporary
 from store.store import Store
@@ -132,7 +133,7 @@ class _Planner:
         return Garbage(kind=kind, path=path, files=tuple(files), bytes=sum(self._sizes[file] for file in files))
 
     def _kind(self, folder: str) -> Literal["column", "view set", "remains"]:
-        if _record(folder) not in self._sizes:
+        if record_of(folder) not in self._sizes:
             return "remains"
         return "column" if folder.startswith("columns/") else "view set"
 
@@ -142,7 +143,7 @@ class _Planner:
             return f"{users} experiment{'s' if users > 1 else ''} use{'s' if users == 1 else ''} it"
         if folder in busy_views:
             return "a column over it stays"
-        if _record(folder) not in self._sizes and any(path.startswith(f"{folder}/commits/part-") for path in files):
+        if record_of(folder) not in self._sizes and any(path.startswith(f"{folder}/commits/part-") for path in files):
             return "its own record is missing; sak store verify"
         if self._is_young(files):
             return f"written to within the last {self._grace / 3600:g} hours"
@@ -167,13 +168,9 @@ class _Planner:
                 yield self._item("part", f"{folder} part {part}", sorted(paths))
 
 
-def _record(folder: str) -> str:
-    return f"{folder}/{'column' if folder.startswith('columns/') else 'view_set'}.json"
-
-
 def _is_locked(root: Root, folder: str) -> bool:
     """Whether a writer is at work in a folder at this moment."""
-    return root.is_locked(folder) or root.is_locked(f"{folder}/commits")
+    return bool(root.is_locked(folder) or root.is_locked(f"{folder}/commits"))
 
 
 def _remove(root: Root, item: Garbage) -> bool:
@@ -210,7 +207,7 @@ def _remove_owner(root: Root, item: Garbage) -> bool:
         planned = {path for path in item.files if path.startswith(f"{commits}/part-")}
         if {f"{commits}/{name}" for name in root.names(commits)} != planned:
             return False
-        for path in [*sorted(planned), _record(item.path)]:
+        for path in [*sorted(planned), record_of(item.path)]:
             root.remove(path)
         root.remove_tree(item.path)
     columns = f"columns/{item.path.split('/')[1]}"

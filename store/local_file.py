@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -71,10 +72,11 @@ class LocalFile:
         return digest_of(self._descriptor)
 
     def close(self) -> None:
-        """Close it; a second time does nothing."""
+        """Close it; a second time does nothing, and neither does an error: what was read has been checked."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            disk.close(descriptor)
+            with contextlib.suppress(OSError):
+                disk.close(descriptor)
 
 
 def stamp_of(info: os.stat_result, /) -> Stamp:

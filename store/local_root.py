@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from store import disk
@@ -49,9 +50,11 @@ class LocalRoot:
         Raises:
             FormatError: The path is absolute, has ``..`` or odd characters, or passes a link that leaves the root.
         """
-        check_relative(relative)
+        names = check_relative(relative)
         base = _real(self.path)
         target = f"{base}/{relative}"
+        if not any(map(os.path.islink, accumulate(names, "{}/{}".format, initial=base))):
+            return Path(target)
         real = os.path.realpath(target)
         if os.path.islink(real):  # what is left of a link to itself
             raise FormatError(f"{target}: a link leads nowhere; remove it")
@@ -187,8 +190,8 @@ class LocalRoot:
         with _readable(self.path):
             return [path for path in self.files() if _is_abandoned(self.path / path)]
 
-    def is_locked(self, relative: str, /) -> bool:
-        """Whether somebody holds a folder's lock at this moment."""
+    def is_locked(self, relative: str, /) -> bool | None:
+        """Whether somebody holds a folder's lock at this moment; None where the file system has no locks."""
         folder = self.local(relative)
         try:
             with _readable(folder):
@@ -201,7 +204,7 @@ class LocalRoot:
             except OSError as error:
                 if error.errno not in (*_NO_LOCKS, errno.EWOULDBLOCK):
                     raise
-                return error.errno == errno.EWOULDBLOCK
+                return True if error.errno == errno.EWOULDBLOCK else None
             finally:
                 disk.close(descriptor)
         return False

@@ -243,10 +243,9 @@ class ObjectRoot:
         check_relative(relative)
         return contextlib.nullcontext()
 
-    def is_locked(self, relative: str, /) -> bool:
-        """Never: there are no locks."""
+    def is_locked(self, relative: str, /) -> None:
+        """Nobody can tell: there are no locks."""
         check_relative(relative)
-        return False
 
     def clean(self, relative: str | None, /) -> int:
         """Remove probes of processes that died; objects are never half written."""

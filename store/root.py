@@ -181,8 +181,8 @@ class Root(Protocol):
     def abandoned(self) -> list[str]:
         """Temporary files whose writer has died: what ``clean`` removes."""
 
-    def is_locked(self, relative: str, /) -> bool:
-        """Whether somebody holds a folder's lock at this moment; on object stores nobody ever does."""
+    def is_locked(self, relative: str, /) -> bool | None:
+        """Whether somebody holds a folder's lock at this moment; None where nothing is locked, as on object stores."""
 
     def write_atomic(self, relative: str, data: bytes, /, *, replace: bool = False) -> None:
         """Write a file that readers see whole or not at all, whatever happens meanwhile.

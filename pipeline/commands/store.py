@@ -67,8 +67,10 @@ def store_verify(
 ) -> None:
     """Read every committed byte again; exit 1 and name what differs from its record.
 
-    Nothing is repaired: sak store repair does that, and the last lines say what to do by hand. What is merely
-    unfinished is listed as info, and sak extract completes it.
+    Nothing is repaired: sak store repair does that, and the last lines say what to do by hand. Rows still to be
+    written are listed as info, and sak extract writes them. Files of a part that has no commit record are damage:
+    left by a writer that died, or the record was deleted. So is a part that an experiment on record reads and that is
+    gone or was made again with other bytes. Writers may work meanwhile: a part in the making is info.
 
     With --recompute, N rows spread over each view set are drawn again from their images and compared byte for byte, and
     the recipe's teachers run again over the stored pixels of N rows. A column fails when its stored features differ

@@ -34,3 +34,17 @@ def test_readers_see_whole_committed_rows_while_views_and_columns_are_added(tmp_
     assert min(seen) == 4
     assert max(seen) == 32
     assert verify(Store.open(tmp_path)) == []
+
+
+def test_what_is_being_written_is_not_called_damaged(tmp_path: Path):
+    """Appended views, new descriptions and parts in the making, seen by a verification at any moment."""
+    tiny_store.fill(tmp_path)
+    verifier = start("concurrent_verifier.py", str(tmp_path), "32")
+    assert verifier.stdout is not None
+    assert verifier.stdout.readline() == "ready\n"
+    writer = start("concurrent_writer.py", str(tmp_path))
+    assert (writer.communicate()[1], writer.returncode) == ("", 0)
+    out, err = verifier.communicate()
+    assert (err, verifier.returncode) == ("", 0)
+    assert int(out.split()[0]) > 3
+    assert verify(Store.open(tmp_path)) == []

@@ -11,7 +11,7 @@ import store_samples
 
 from store.errors import MissingRowsError
 from store.store import Store
-from store.verify import verify
+from store.verify import Finding, verify
 
 WRITER = Path(__file__).parent / "crash_writer.py"
 
@@ -51,13 +51,13 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted(tmp_path: Pat
         check_only_committed_rows_are_readable(root)
     store_samples.fill(root)
     assert store_samples.tree(root) == whole
-    assert [finding for finding in verify(Store.open(root)) if finding.severity == "error"] == []
+    assert damage(root) == []
 
 
 def check_only_committed_rows_are_readable(root: Path) -> None:
     if not (root / "store.json").exists() or not Store.open(root).view_sets():
         return
-    assert [finding for finding in verify(Store.open(root)) if finding.severity == "error"] == []
+    assert damage(root) == []
     for column in Store.open(root).columns("train"):
         done = column.committed_parts()
         for part in range(3):
@@ -67,6 +67,11 @@ def check_only_committed_rows_are_readable(root: Path) -> None:
             else:
                 with pytest.raises(MissingRowsError):
                     column.read([rows[0]])
+
+
+def damage(root: Path) -> list[Finding]:
+    """What a dead writer does not explain: it leaves at most files of a part whose record it did not come to."""
+    return [found for found in verify(Store.open(root)) if found.severity == "error" and not found.unrecorded]
 
 
 def test_two_processes_writing_one_store_end_with_the_same_store(tmp_path: Path, whole: dict[str, str]):

@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from store.codecs.registry import make_codec
+from store.codecs.registry import make_codec, make_fitter
 from store.column import Column
 from store.order import image_permutation
 from store.rows import ViewRow
 from store.spec import ColumnSpec, LevelSpec, ViewSetSpec
 from store.store import Store
+from store.uses import make_use, save_use
 from store.viewset import ReadOptions, ViewSet
 
 LEVELS = (LevelSpec(components=2, height=1, width=2), LevelSpec(components=3, height=1, width=1))
+CODEC = "int8"
 # One thread: operations then come in the same order every time.
 OPTIONS = ReadOptions(threads=1)
 
@@ -40,7 +42,17 @@ def view_spec(*, images: int = 4, views: int = 1, rows_per_shard: int = 2) -> Vi
 
 
 def column_spec(teacher: str = "a") -> ColumnSpec:
-    return ColumnSpec(view_set="t", teacher=teacher, identity={}, levels=LEVELS, codec=make_codec("int8"))
+    return ColumnSpec(view_set="t", teacher=teacher, identity={}, levels=LEVELS, codec=make_codec(CODEC))
+
+
+def fitted_spec(teacher: str, rows: range) -> ColumnSpec:
+    """A column of one level and a codec with assets, fitted to all its rows."""
+    fitter = make_fitter({"name": "klt", "rows": len(rows)}, LEVELS[:1])
+    feats = [np.stack([features(teacher, row, 0) for row in rows])]
+    for _ in range(fitter.passes):
+        fitter.add(feats)
+        fitter.end_pass()
+    return ColumnSpec(view_set="t", teacher=teacher, identity={}, levels=LEVELS[:1], codec=fitter.codec())
 
 
 def view_row(spec: ViewSetSpec, row: int) -> ViewRow:
@@ -76,7 +88,11 @@ def write_view_parts(views: ViewSet) -> None:
 
 def write_column(store: Store, teacher: str = "a", *, backend: str = "zarr") -> Column:
     """Make the missing parts of a column."""
-    column = store.create_column(column_spec(teacher), backend=backend)
+    return complete(store.create_column(column_spec(teacher), backend=backend))
+
+
+def complete(column: Column) -> Column:
+    """Make the missing parts of a column."""
     for part in column.missing_parts():
         write_part(column, part)
     return column
@@ -84,10 +100,11 @@ def write_column(store: Store, teacher: str = "a", *, backend: str = "zarr") -> 
 
 def write_part(column: Column, part: int) -> None:
     rows = column.view_set.spec.part_rows(part)
-    levels = [
-        column.spec.codec.encode(np.stack([features(column.spec.teacher, row, level) for row in rows]), level=level)
-        for level in range(len(LEVELS))
+    feats = [
+        np.stack([features(column.spec.teacher, row, level) for row in rows])
+        for level in range(len(column.spec.levels))
     ]
+    levels = column.spec.encode_levels(feats)
     column.write_part(part, levels, keys=column.view_set.keys(part))
 
 
@@ -96,6 +113,16 @@ def fill(root: Path | str, *, backend: str = "zarr", images: int = 4) -> Store:
     store = Store.create(root, options=OPTIONS)
     write_views(store, view_spec(images=images))
     write_column(store, backend=backend)
+    return store
+
+
+def every_kind(root: Path | str) -> Store:
+    """A store with a file of every kind: both backends, a fitted codec, a short last part, and a use of it all."""
+    store = fill(root, images=3)
+    views = store.view_set("t")
+    write_column(store, "b", backend="webdataset")
+    complete(store.create_column(fitted_spec("k", range(views.spec.rows))))
+    save_use(store, make_use(store, experiment="e", folder="/e", items=[views, *store.columns("t")]))
     return store
 
 

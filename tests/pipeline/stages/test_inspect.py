@@ -119,6 +119,27 @@ def test_stray_files_are_to_be_deleted(finished: Finished, tmp_path: Path) -> No
     ]
 
 
+def test_a_deleted_record_is_an_error_that_says_who_reads_the_part(finished: Finished, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(finished.root / "store", root)
+    store = Store.open(root)
+    view_set = next(name for name in store.view_set_names() if "unlabeled" in name)
+    column = store.columns(view_set)[0]
+    column.discard(1)
+    verdict = verify_store(root)
+    assert verdict.failed
+    errors = [line for line in verdict.lines if line.startswith("error: ")]
+    rows = column.view_set.spec.part_rows(1)
+    assert all(
+        line.startswith(f"error: {column.commits.path(1)} (rows {rows.start}-{rows.stop - 1}): ") for line in errors
+    )
+    assert any("or the record was deleted" in line for line in errors)
+    assert any("missing, and experiment distill-" in line for line in errors)
+    assert [line for line in verdict.lines if line.startswith("remedy: ")] == [
+        f"remedy: the same sak extract or sak run: it makes part 1 of {column.folder} again"
+    ]
+
+
 def test_a_part_that_cannot_be_discarded_is_said(finished: Finished) -> None:
     root = finished.root / "store"
     store = Store.open(root)
