@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import socket
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -144,6 +145,8 @@ class Summary:
         ``spent`` as writers reported it, ``encode`` and ``decode`` over the ``timed_rows`` for which they are known.
     """
 
+    views: int
+    committed_views: int
     rows: int
     committed_rows: int
     excluded_rows: int
@@ -326,7 +329,11 @@ class CommitLog:
         spent = [self.spent(commit.part) for commit in commits]
         rows = sum(len(commit.rows) for commit in commits)
         excluded = sum(len(commit.excluded) for commit in commits)
+        per_view = self._spec.parts_per_view
+        whole = Counter(commit.part // per_view for commit in commits)
         return Summary(
+            views=self._spec.views,
+            committed_views=sum(count == per_view for count in whole.values()),
             rows=self._spec.rows,
             committed_rows=rows,
             excluded_rows=excluded,
