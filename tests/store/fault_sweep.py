@@ -101,7 +101,8 @@ def collect(root: Path) -> None:
 SCENARIOS: Mapping[str, Scenario] = {
     "extract": Scenario(lambda root: None, tiny_store.fill),
     "extract-tar": Scenario(lambda root: None, partial(tiny_store.fill, backend="webdataset")),
-    "append-views": Scenario(tiny_store.fill, append_views),
+    # 5 images and shards of 2 rows: what is appended comes after a short shard.
+    "append-views": Scenario(partial(tiny_store.fill, images=5), append_views),
     "add-column": Scenario(tiny_store.fill, lambda root: tiny_store.write_column(opened(root), "b")),
     "repair": Scenario(partial(damage, backend="zarr"), repair, damaged=True),
     "repair-tar": Scenario(partial(damage, backend="webdataset"), repair, damaged=True),
