@@ -122,7 +122,7 @@ def test_a_run_over_more_views_is_another_run(one: Path, tmp_path: Path) -> None
     assert results(tmp_path / "of-three") == results(tmp_path / "of-two")
 
 
-@pytest.mark.parametrize("after", [1, 4, 8])
+@pytest.mark.parametrize("after", [1, 8])
 def test_killed_while_views_are_appended_ends_as_if_nothing_had_happened(
     after: int, one: Path, three: Path, tmp_path: Path
 ) -> None:
@@ -138,4 +138,16 @@ def test_killed_while_views_are_appended_ends_as_if_nothing_had_happened(
     ran("run", "out=anew", cwd=tmp_path)
     assert results(tmp_path / "anew") == results(one / "out")
     ran("extract", THREE, cwd=tmp_path)
+    assert files(tmp_path / "store") == files(three / "store")
+
+
+def test_a_recipe_of_one_view_repairs_all_of_them(three: Path, tmp_path: Path) -> None:
+    shutil.copytree(three, tmp_path, dirs_exist_ok=True)
+    (views,) = (tmp_path / "store/views").glob("*unlabeled*")
+    (views / "view_set.json").unlink()
+    (views / "images/part-00008.tar").write_bytes(b"")
+    (column,) = (tmp_path / "store/columns" / views.name).iterdir()
+    (column / "level_1/c/4/0").unlink()
+    repaired = sak("store", "repair", "store", "tiny.yaml", cwd=tmp_path)
+    assert repaired.code == 0, repaired.out + repaired.err
     assert files(tmp_path / "store") == files(three / "store")
