@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import socket
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -328,15 +327,12 @@ class CommitLog:
         commits = self.require(self.parts())
         spent = [self.spent(commit.part) for commit in commits]
         rows = sum(len(commit.rows) for commit in commits)
-        excluded = sum(len(commit.excluded) for commit in commits)
-        per_view = self._spec.parts_per_view
-        whole = Counter(commit.part // per_view for commit in commits)
         return Summary(
             views=self._spec.views,
-            committed_views=sum(count == per_view for count in whole.values()),
+            committed_views=self._spec.whole_views(commit.part for commit in commits),
             rows=self._spec.rows,
             committed_rows=rows,
-            excluded_rows=excluded,
+            excluded_rows=sum(len(commit.excluded) for commit in commits),
             parts=self._spec.parts,
             committed_parts=len(commits),
             bytes=sum(commit.size for commit in commits),

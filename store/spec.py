@@ -6,7 +6,8 @@ W the token grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -95,6 +96,11 @@ class ViewSetSpec:
     def array_views(self, array_rows: int, /) -> int:
         """How many views an array of that length is for: the inverse of ``array_rows``."""
         return -(-array_rows // (self.parts_per_view * self.rows_per_shard))
+
+    def whole_views(self, parts: Iterable[int], /) -> int:
+        """How many views have all of their parts among these."""
+        counts = Counter(part // self.parts_per_view for part in parts)
+        return sum(count == self.parts_per_view for count in counts.values())
 
     def with_views(self, views: int, /) -> ViewSetSpec:
         """The same with another number of views: rows and parts that both have are the same ones."""
