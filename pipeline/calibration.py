@@ -1,7 +1,8 @@
 """Fitting codecs to a sample of rows, once, before their column is made.
 
-The sample is the first usable rows of a view set. Rows are a pseudo-random permutation of the images, fixed by the view
-set's own seed, so the first ones are a random sample, and the same one in every process.
+The sample is the first usable rows of a view set's first view: they are there however many views are asked for, so no
+codec depends on that. Rows are a pseudo-random permutation of the images, fixed by the view set's own seed, so the
+first ones are a random sample, and the same one in every process.
 
 A fitter that could be merged with another would let workers share a sample: ``fit_codecs`` is the one place that would
 change, with one fitter for each share of the batches and a merge before ``end_pass``.
@@ -86,16 +87,17 @@ def fit_codecs(
 def column_codec(
     choice: CodecChoice, /, *, source: MapSource, view_set: ViewSet, levels: Sequence[LevelSpec], batch: int
 ) -> Codec:
-    """The codec of a new column: as chosen, or fitted to the teacher's maps of the view set's first usable rows.
+    """The codec of a new column: as chosen, or fitted to the teacher's maps of the first view's first usable rows.
 
     Raises:
         FormatError: The choice is refused.
-        StoreError: No row of the view set is usable, or a map is not finite.
+        StoreError: No row of the first view is usable, or a map is not finite.
     """
     if not is_fitted(choice):
         return choose_codec(choice)
     fitter = make_fitter(choice, levels)
-    chunks = in_batches(view_set.usable_rows()[: fitter.rows].tolist(), batch)
+    usable_N = view_set.usable_rows()
+    chunks = in_batches(usable_N[usable_N < view_set.spec.images][: fitter.rows].tolist(), batch)
     sample = Replay(len(chunks), make=lambda index: source.sample(view_set, chunks[index]))
     with progress_bar("rows") as bar:
         total = fitter.passes * sum(map(len, chunks))

@@ -72,6 +72,9 @@ class SourceConfig:
 class DataConfig:
     """A view set: a source, the kind of view drawn of each image, and how many views.
 
+    ``views`` may be raised at any time: extraction appends what the store lacks. With fewer than it has, a study reads
+    the first ones and learns the same as if there were no others.
+
     ``seed`` decides the views and the order of the stored rows; a study's own seed does not, so that studies which
     train from several seeds read one store.
     """

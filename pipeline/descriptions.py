@@ -38,8 +38,7 @@ def write_view_set_description(store: Store, spec: ViewSetSpec, /) -> None:
     """
     folder = f"views/{spec.name}"
     last = max(_numbers(store.root, folder), default=0)
-    views = -(-(last * spec.rows_per_shard + 1) // spec.images)
-    spec = dataclasses.replace(spec, views=max(spec.views, views))
+    spec = spec.with_views(max(spec.views, last // spec.parts_per_view + 1))
     with store.root.lock(folder):
         store.root.write_atomic(f"{folder}/view_set.json", render_document("view_set", spec.to_json()), replace=True)
 

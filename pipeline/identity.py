@@ -17,6 +17,7 @@ from pipeline.students import student_identity
 from pipeline.targets import study_columns, teacher_specs
 from pipeline.viewsets import view_set_spec
 from sak.teachers.identity import teacher_identity
+from store.spec import ViewSetSpec
 
 __all__ = ["SCORING", "distill_dir", "evaluate_dir", "finetune_dir", "last_stage_dir", "plain", "target_identity"]
 
@@ -35,12 +36,12 @@ def distill_dir(study: Study, out: Path, /) -> StageDir:
     config, data = study.distill, study.data.distill
     assert config is not None
     assert data is not None
-    view_set = view_set_spec(data, labels=False).name
+    view_set = view_set_spec(data, labels=False)
     about = plain(study.student) | student_identity(study.student)
     inputs = {
         "training": TRAINING,
         "seed": study.seed,
-        "views": view_set,
+        "views": _views(view_set),
         "teachers": list(study.student_teachers),
         "targets": target_identity(study, view_set, kind=config.targets),
         "student": {key: value for key, value in about.items() if key not in _STAGE2_ONLY},
@@ -58,13 +59,13 @@ def finetune_dir(study: Study, out: Path, /) -> StageDir:
     config, data = study.finetune, study.data.finetune
     assert config is not None
     assert data is not None
-    view_set = view_set_spec(data, labels=True).name
+    view_set = view_set_spec(data, labels=True)
     # Adapter paths stand for teachers, in their order, even where nothing of a teacher is read.
     has_teachers = study.student.paths == "adapters" or study.final_targets is not None
     inputs = {
         "training": TRAINING,
         "seed": study.seed,
-        "views": view_set,
+        "views": _views(view_set),
         "teachers": list(study.student_teachers) if has_teachers else [],
         "targets": target_identity(study, view_set, kind=config.targets) if study.final_targets else None,
         "stage1": distill_dir(study, out).fingerprint if study.distill else None,
@@ -88,7 +89,7 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
     inputs = {
         "scoring": SCORING,
         "trained": last_stage_dir(study, out).path.name,
-        "views": view_set_spec(study.data.eval, labels=study.finetune is not None).name,
+        "views": _views(view_set_spec(study.data.eval, labels=study.finetune is not None)),
         "eval": plain(study.eval),
     }
     return StageDir.of(out, "eval", inputs=inputs)
@@ -103,11 +104,16 @@ def last_stage_dir(study: Study, out: Path, /) -> StageDir:
     return finetune_dir(study, out) if study.finetune else distill_dir(study, out)
 
 
-def target_identity(study: Study, view_set: str, /, *, kind: str) -> object:
+def target_identity(study: Study, view_set: ViewSetSpec, /, *, kind: str) -> object:
     """What the targets are; builds no teacher."""
     if kind == "online":
         return {name: teacher_identity(spec) for name, spec in teacher_specs(study).items()}
     return {name: column.name for name, column in study_columns(study, view_set=view_set).items()}
+
+
+def _views(spec: ViewSetSpec) -> str:
+    """Which rows are read: the name of a view set does not say how many views of it."""
+    return spec.name if spec.views == 1 else f"{spec.name}, {spec.views} views"
 
 
 def plain(config: object, /) -> dict[str, object]:

@@ -114,8 +114,7 @@ class Loader:
         """Rows of a step: a pure function of (seed, step). One cycle visits every row at most once."""
         cycle, index = divmod(step, self.steps_per_cycle)
         if self._cycle[0] != cycle:
-            spec = self._view_set.spec
-            order = epoch_rows(spec.rows, spec.rows_per_shard, seed=self._seed, epoch=cycle, window=_WINDOW)
+            order = epoch_rows(self._view_set.spec, seed=self._seed, epoch=cycle, window=_WINDOW)
             self._cycle = (cycle, order[self._mask[order]])
         return self._cycle[1][index * self._batch : (index + 1) * self._batch]
 

@@ -48,12 +48,9 @@ class Makers(NamedTuple):
     teachers: tuple[TeacherMaker, ...]
     faults: tuple[str, ...]
 
-    def of_views(self, name: str, /, *, spec: ViewSetSpec | None = None) -> ViewMaker | None:
-        """What makes a view set: by its name, or by its description, which may have more views than the recipe's."""
-        for maker in self.views:
-            if maker.spec.name == name or (spec is not None and _rows_of(maker.spec) == _rows_of(spec)):
-                return maker
-        return None
+    def of_views(self, name: str, /) -> ViewMaker | None:
+        """What makes a view set, however many views it has."""
+        return next((maker for maker in self.views if maker.spec.name == name), None)
 
     def of_column(self, column: Column, /) -> TeacherMaker | None:
         """What makes the parts of a column, over whichever view set it is."""
@@ -87,7 +84,9 @@ def makers_of(studies: Sequence[Study], /) -> Makers:
             except EXPECTED as error:
                 faults[f"data.{need.purpose}: {error}"] = None
             else:
-                views.setdefault(spec.name, ViewMaker(spec, need.data, study.extract.workers))
+                known = views.get(spec.name)
+                if known is None or known.spec.views < spec.views:
+                    views[spec.name] = ViewMaker(spec, need.data, study.extract.workers)
         for name, codec in choices:
             teacher = study.teachers[name].spec(name)
             try:
@@ -98,8 +97,3 @@ def makers_of(studies: Sequence[Study], /) -> Makers:
             maker = TeacherMaker(teacher, identity, codec, study.extract.batch, study.device)
             teachers += [maker] * (maker not in teachers)
     return Makers(tuple(views.values()), tuple(teachers), tuple(faults))
-
-
-def _rows_of(spec: ViewSetSpec) -> dict[str, Any]:
-    """What decides each row; views that were appended leave the rows before them as they are."""
-    return {key: value for key, value in spec.to_json().items() if key not in ("name", "views")}

@@ -137,7 +137,7 @@ def exact_maps(
     """
     if choice_json(codec)["name"] == EXACT:
         return None
-    exact = find_column(store, spec, view_set=view_set.name, codec=EXACT)
+    exact = find_column(store, spec, view_set=view_set.spec, codec=EXACT)
     return None if exact is None else StoredMaps(exact, spec, device=device)
 
 

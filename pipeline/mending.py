@@ -90,11 +90,8 @@ class Mender:
     def _lack(self, item: Item) -> str | None:
         if item.rank == Rank.COST:
             return None
-        if item.rank == Rank.VIEWS:
+        if item.rank in (Rank.VIEWS, Rank.VIEW_PART):
             return None if self._makers.of_views(item.views) else self._makers.lack("data")
-        if item.rank == Rank.VIEW_PART:
-            spec = self.store.view_set(item.views).spec
-            return None if self._makers.of_views(item.views, spec=spec) else self._makers.lack("data")
         if item.rank == Rank.COLUMN:
             known = is_describable(self.store, item.views, item.column, makers=self._makers)
             return None if known else self._makers.lack("teacher")
@@ -126,7 +123,7 @@ class Mender:
             for name, some in groupby(items, key=lambda item: item.views):
                 wanted = {item.part: item for item in some}
                 view_set = self.store.view_set(name)
-                maker = self._makers.of_views(name, spec=view_set.spec)
+                maker = self._makers.of_views(name)
                 assert maker is not None
                 total = sum(len(view_set.spec.part_rows(part)) for part in wanted)
                 shown = bar.add_task(f"views {name}", total=total)

@@ -22,6 +22,7 @@ from store.codecs.registry import CodecChoice, choice_json
 from store.column import Column
 from store.errors import MissingColumnError, StoreError
 from store.roots import open_root
+from store.spec import ViewSetSpec
 from store.store import Store
 from store.viewset import ViewSet
 
@@ -141,8 +142,10 @@ def codec_label(codec: CodecChoice, /) -> str:
     return f"{codec['name']} ({options})" if options else str(codec["name"])
 
 
-def find_column(store: Store, spec: TeacherSpec, /, *, view_set: str, codec: CodecChoice) -> Column | None:
+def find_column(store: Store, spec: TeacherSpec, /, *, view_set: ViewSetSpec, codec: CodecChoice) -> Column | None:
     """The stored column of this very teacher, view set and codec, found by identity without building the teacher.
+
+    It shows the views that ``view_set`` has, however many the store has.
 
     A codec that is fitted is found by its settings: once there is such a column, nothing is fitted again. Of several,
     which two writers can leave where no lock holds them apart, it is the first by name for everybody. Opens only
@@ -153,11 +156,11 @@ def find_column(store: Store, spec: TeacherSpec, /, *, view_set: str, codec: Cod
     """
     identity, wanted = teacher_identity(spec), choice_json(codec)
     damage: StoreError | None = None
-    for name in store.column_names(view_set):
+    for name in store.column_names(view_set.name):
         if not re.fullmatch(re.escape(spec.name) + "-[0-9a-f]{16}", name):
             continue
         try:
-            column = store.column(view_set, name)
+            column = store.column(view_set.name, name, views=view_set.views)
         except StoreError as error:
             damage = error
             continue
@@ -169,7 +172,7 @@ def find_column(store: Store, spec: TeacherSpec, /, *, view_set: str, codec: Cod
 
 
 def find_columns(
-    store: Store, specs: Sequence[TeacherSpec], /, *, view_set: str, codecs: Mapping[str, CodecChoice]
+    store: Store, specs: Sequence[TeacherSpec], /, *, view_set: ViewSetSpec, codecs: Mapping[str, CodecChoice]
 ) -> dict[str, Column]:
     """Complete columns of several teachers.
 
@@ -180,15 +183,15 @@ def find_columns(
         MissingColumnError: A column is absent or incomplete; the message names it.
     """
     found: dict[str, Column] = {}
-    known = view_set in store.view_set_names()
+    known = view_set.name in store.view_set_names()
     for spec in specs:
         codec = codecs[spec.name]
         column = find_column(store, spec, view_set=view_set, codec=codec) if known else None
         if column is None or column.missing_parts():
             state = "absent" if column is None else f"incomplete ({len(column.missing_parts())} shards missing)"
-            what = f"the {codec_label(codec)} column of teacher {spec.name} over view set {view_set}"
+            what = f"the {codec_label(codec)} column of teacher {spec.name} over view set {view_set.name}"
             raise MissingColumnError(f"store {store.root.url}: {what} is {state}")
-        column.check_join(store.view_set(view_set))
+        column.check_join(column.view_set)
         found[spec.name] = column
     return found
 
@@ -198,7 +201,7 @@ def teacher_specs(study: Study, /) -> dict[str, TeacherSpec]:
     return {name: study.teachers[name].spec(name) for name in study.student_teachers}
 
 
-def study_columns(study: Study, /, *, view_set: str) -> dict[str, Column]:
+def study_columns(study: Study, /, *, view_set: ViewSetSpec) -> dict[str, Column]:
     """Complete columns of a study's teachers over a view set.
 
     Raises:
@@ -208,7 +211,7 @@ def study_columns(study: Study, /, *, view_set: str) -> dict[str, Column]:
     codecs = {name: study.codec(name) for name in specs}
     if not open_root(study.store).exists("store.json"):
         label = ", ".join(dict.fromkeys(codec_label(codec) for codec in codecs.values()))
-        what = f"the {label} columns of teachers {', '.join(specs)} over view set {view_set} are absent"
+        what = f"the {label} columns of teachers {', '.join(specs)} over view set {view_set.name} are absent"
         raise MissingColumnError(f"store {study.store}: there is none yet, so {what}")
     return find_columns(Store.open(study.store), list(specs.values()), view_set=view_set, codecs=codecs)
 
@@ -221,4 +224,4 @@ def target_source(study: Study, view_set: ViewSet, /, *, kind: str, device: torc
     """
     if kind == "online":
         return OnlineTargets(teacher_specs(study), device=device)
-    return CachedTargets(study_columns(study, view_set=view_set.name))
+    return CachedTargets(study_columns(study, view_set=view_set.spec))

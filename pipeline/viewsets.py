@@ -61,9 +61,10 @@ def cached_source(config: SourceConfig, /) -> ImageSource:
 
 
 def view_set_spec(data: DataConfig, /, *, labels: bool) -> ViewSetSpec:
-    """The view set that this data configuration means; its name ends in a digest of everything that shapes it.
+    """The view set that this data configuration means; its name ends in a digest of everything that shapes its rows.
 
-    No training seed is in it: studies that differ in theirs read the same rows, and so the same columns.
+    No training seed is in it: studies that differ in theirs read the same rows, and so the same columns. Nor is the
+    number of views: one with more is the same one, appended to.
     """
     source = cached_source(data.source)
     about = {"name": data.source.name, "split": data.source.split, "fingerprint": source.fingerprint()}
@@ -80,7 +81,7 @@ def view_set_spec(data: DataConfig, /, *, labels: bool) -> ViewSetSpec:
         dataset=source.dataset if labels else "",
         tasks=tuple(source.tasks) if labels else (),
     )
-    return dataclasses.replace(spec, name=f"{kind}-{spec.fingerprint[:8]}")
+    return dataclasses.replace(spec, name=f"{kind}-{spec.with_views(1).fingerprint[:8]}")
 
 
 def view_size(spec: ViewSetSpec, /) -> tuple[int, int]:
@@ -90,13 +91,14 @@ def view_size(spec: ViewSetSpec, /) -> tuple[int, int]:
 
 
 def complete_views(study: Study, data: DataConfig, /, *, labels: bool) -> ViewSet:
-    """The stored view set of a data configuration.
+    """The stored view set of a data configuration: the views it asks for, however many the store has.
 
     Raises:
         MissingColumnError: It is absent.
         NotDoneError: It is incomplete.
     """
-    view_set = Store.open(study.store).view_set(view_set_spec(data, labels=labels).name)
+    spec = view_set_spec(data, labels=labels)
+    view_set = Store.open(study.store).view_set(spec.name, views=spec.views)
     if view_set.missing_parts():
         lacks = f"{len(view_set.missing_parts())} of {view_set.spec.parts} shards"
         raise NotDoneError(f"store {study.store}: view set {view_set.name} lacks {lacks}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from store.backends.base import Decoder, Extents, LevelArray, ShardArray, little_endian
 from store.buffers import BUFFERS
 from store.commits import UNTIMED, CommitLog, PartCommit, Spent, Summary
-from store.errors import CorruptShardError, FormatError, MissingRowsError, StoreError
+from store.errors import CorruptShardError, FormatError, StoreError
 from store.fingerprint import digest_keys
 from store.layout import check_metadata, level_arrays, load_column
 from store.root import Root, StoredFile
@@ -192,7 +192,7 @@ class Column:
         Raises:
             CorruptShardError: One says something else, whatever its digest.
         """
-        check_metadata(self._root, self.folder, self.spec, self.view_set.spec, backend=self.backend)
+        check_metadata(self._root, self.folder, self.spec, self.view_set.stored, backend=self.backend)
 
     def check_content(self, part: int, /) -> None:
         """Unpack a part whole and compare its numbers with what was committed, whatever the backend.
@@ -308,13 +308,7 @@ class Column:
         return wanted
 
     def _commits(self, rows_N: NDArray[np.int64]) -> dict[int, PartCommit]:
-        spec = self.view_set.spec
-        outside = rows_N[(rows_N < 0) | (rows_N >= spec.rows)]
-        if outside.size:
-            raise MissingRowsError(
-                f"{self.folder}: expected rows from 0 to {spec.rows - 1}, got {outside[:8].tolist()}"
-            )
-        parts = np.unique(rows_N // spec.rows_per_shard).tolist()
+        parts = np.unique(self.view_set.spec.parts_of(rows_N)).tolist()
         return dict(zip(parts, self.commits.require(parts), strict=True))
 
     def _read_arrays(
@@ -322,7 +316,8 @@ class Column:
     ) -> list[ShardArray]:
         files = {part: self._files(arrays, commit) for part, commit in commits.items()}
         if self._zarr is not None:
-            return [ShardArray(array, self._zarr.read(array.name, rows_N.tolist())) for array in arrays]
+            at_N = self.view_set.spec.positions(rows_N)
+            return [ShardArray(array, self._zarr.read(array.name, rows_N, positions=at_N)) for array in arrays]
         values = [ShardArray(array, _empty(array, len(rows_N))) for array in arrays]
         if not len(rows_N):
             return values

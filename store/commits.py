@@ -144,6 +144,8 @@ class Summary:
         ``spent`` as writers reported it, ``encode`` and ``decode`` over the ``timed_rows`` for which they are known.
     """
 
+    views: int
+    committed_views: int
     rows: int
     committed_rows: int
     excluded_rows: int
@@ -326,11 +328,12 @@ class CommitLog:
         commits = self.require(self.parts())
         spent = [self.spent(commit.part) for commit in commits]
         rows = sum(len(commit.rows) for commit in commits)
-        excluded = sum(len(commit.excluded) for commit in commits)
         return Summary(
+            views=self._spec.views,
+            committed_views=self._spec.whole_views(commit.part for commit in commits),
             rows=self._spec.rows,
             committed_rows=rows,
-            excluded_rows=excluded,
+            excluded_rows=sum(len(commit.excluded) for commit in commits),
             parts=self._spec.parts,
             committed_parts=len(commits),
             bytes=sum(commit.size for commit in commits),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +51,7 @@ def column_files(spec: ColumnSpec, view_set: ViewSetSpec, /, *, backend: Backend
 
     Codec assets are Zarr arrays in every backend.
     """
-    arrays = backend.metadata(level_arrays(spec), rows=view_set.rows, rows_per_shard=view_set.rows_per_shard)
+    arrays = backend.metadata(level_arrays(spec), rows=view_set.array_rows, rows_per_shard=view_set.rows_per_shard)
     chunks: dict[str, bytes] = {}
     assets: dict[str, Any] = {}
     for name, values in spec.codec.assets().items():
@@ -162,14 +161,11 @@ def check_metadata(root: Root, folder: str, spec: ColumnSpec, view_set: ViewSetS
     Raises:
         CorruptShardError: One says something else, whatever its digest.
     """
-    first = f"{folder}/{level_arrays(spec)[0].name}/zarr.json"
-    known = view_set
+    views = view_set.views
     if backend.name == "zarr":
-        shape = (_json(root, first) or {}).get("shape")
-        rows = shape[0] if isinstance(shape, list) and shape else None
-        if type(rows) is int and 1 <= rows <= view_set.rows and rows % view_set.images == 0:
-            known = replace(view_set, views=rows // view_set.images)
-    for path, data in column_files(spec, known, backend=backend).items():
+        first = root.read_bytes(f"{folder}/{level_arrays(spec)[0].name}/zarr.json", max_bytes=MAX_DOCUMENT_BYTES)
+        views = _described_views(first, view_set) or views
+    for path, data in column_files(spec, view_set.with_views(views), backend=backend).items():
         relative = f"{folder}/{path}"
         if path.endswith("zarr.json") and root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES) != data:
             raise CorruptShardError(
@@ -178,12 +174,13 @@ def check_metadata(root: Root, folder: str, spec: ColumnSpec, view_set: ViewSetS
             )
 
 
-def _json(root: Root, relative: str) -> dict[str, Any] | None:
+def _described_views(data: bytes, view_set: ViewSetSpec) -> int | None:
+    """How many views an array's ``zarr.json`` tells of; None where it tells nothing sane."""
     try:
-        value = json.loads(root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES))
-    except (ValueError, RecursionError):
+        rows = json.loads(data)["shape"][0]
+    except (ValueError, RecursionError, LookupError, TypeError):
         return None
-    return value if isinstance(value, dict) else None
+    return view_set.array_views(rows) if type(rows) is int and 1 <= rows <= view_set.array_rows else None
 
 
 def _asset_chunk(name: str, rank: int) -> str:

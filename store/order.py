@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import FormatError, MissingRowsError
+from store.errors import FormatError
 from store.fingerprint import canonical_json
 from store.spec import ViewSetSpec
 
@@ -43,14 +43,12 @@ def row_samples(spec: ViewSetSpec, /, *, rows: Sequence[int] | NDArray[np.int64]
     Raises:
         MissingRowsError: A row is not one of the view set's.
     """
-    rows_N = np.asarray(rows, dtype=np.int64)
-    if rows_N.size and (rows_N.min() < 0 or rows_N.max() >= spec.rows):
-        raise MissingRowsError(f"view set {spec.name}: expected rows from 0 to {spec.rows - 1}, got {list(rows)[:8]}")
+    rows_N = spec.require_rows(rows)
     order = image_permutation(spec.images, order_seed=spec.order_seed)
     return RowSamples(image=order[rows_N % spec.images], view=rows_N // spec.images)
 
 
-def epoch_rows(rows: int, rows_per_shard: int, *, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
+def epoch_rows(spec: ViewSetSpec, /, *, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
     """Order in which one epoch visits all rows: shards permuted, then rows permuted in each window of shards.
 
     At any moment only ``window`` shards are being read, however large the store is.
@@ -59,20 +57,17 @@ def epoch_rows(rows: int, rows_per_shard: int, *, seed: int, epoch: int, window:
         returns: ``(rows,)``, a permutation of ``0 .. rows - 1``.
 
     Raises:
-        FormatError: ``rows_per_shard`` or ``window`` is less than 1.
+        FormatError: ``window`` is less than 1.
     """
-    if rows < 0 or rows_per_shard < 1 or window < 1:
-        raise FormatError(
-            f"epoch order: expected rows >= 0, rows_per_shard and window >= 1, got {rows}, {rows_per_shard}, {window}"
-        )
-    shards = _permutation(-(-rows // rows_per_shard), "shards", seed, epoch)
+    if window < 1:
+        raise FormatError(f"epoch order: expected window >= 1, got {window}")
+    shards = _permutation(spec.parts, "shards", seed, epoch).tolist()
     windows = []
     for first in range(0, len(shards), window):
-        starts = shards[first : first + window, None] * rows_per_shard
-        inside = (starts + np.arange(rows_per_shard)).ravel()
-        inside = inside[inside < rows]
+        blocks = map(spec.part_rows, shards[first : first + window])
+        inside = np.concatenate([np.arange(rows.start, rows.stop) for rows in blocks])
         windows.append(inside[_permutation(len(inside), "rows", seed, epoch, first)])
-    return np.concatenate(windows) if windows else np.empty(0, dtype=np.int64)
+    return np.concatenate(windows)
 
 
 @lru_cache(maxsize=4)

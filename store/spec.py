@@ -1,12 +1,14 @@
 """What a view set and a column are: frozen, validated, JSON both ways.
 
-N is rows, C components, H and W the token grid.
+Which part holds a row, and where in an array it lies, is computed here and nowhere else. N is rows, C components, H and
+W the token grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,9 @@ MAX_ROW_VALUES = 1 << 27
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSetSpec:
     """A fixed, shuffled list of (image, view) rows: ``row = view * images + permuted image``.
+
+    Parts are blocks of ``rows_per_shard`` rows of one view, its last one possibly short: no part holds rows of two
+    views, so views that are appended leave every part as it is.
 
     ``source`` says what the images are, ``view`` how a view is drawn from one; both are JSON that the pipeline owns.
 
@@ -74,9 +79,32 @@ class ViewSetSpec:
         return self.images * self.views
 
     @property
+    def parts_per_view(self) -> int:
+        """Shards of one view."""
+        return -(-self.images // self.rows_per_shard)
+
+    @property
     def parts(self) -> int:
-        """Shards, the last one possibly short."""
-        return -(-self.rows // self.rows_per_shard)
+        """Shards of all views."""
+        return self.views * self.parts_per_view
+
+    @property
+    def array_rows(self) -> int:
+        """Length of an array of a regular grid of shards, in which a short shard leaves a gap unless it is the last."""
+        return (self.parts - 1) * self.rows_per_shard + len(self.part_rows(self.parts - 1))
+
+    def array_views(self, array_rows: int, /) -> int:
+        """How many views an array of that length is for: the inverse of ``array_rows``."""
+        return -(-array_rows // (self.parts_per_view * self.rows_per_shard))
+
+    def whole_views(self, parts: Iterable[int], /) -> int:
+        """How many views have all of their parts among these."""
+        counts = Counter(part // self.parts_per_view for part in parts)
+        return sum(count == self.parts_per_view for count in counts.values())
+
+    def with_views(self, views: int, /) -> ViewSetSpec:
+        """The same with another number of views: rows and parts that both have are the same ones."""
+        return replace(self, views=views)
 
     @property
     def fingerprint(self) -> str:
@@ -91,8 +119,9 @@ class ViewSetSpec:
         """
         if not 0 <= part < self.parts:
             raise MissingRowsError(f"view set {self.name}: expected a part from 0 to {self.parts - 1}, got {part}")
-        start = part * self.rows_per_shard
-        return range(start, min(start + self.rows_per_shard, self.rows))
+        view, block = divmod(part, self.parts_per_view)
+        start = view * self.images + block * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, (view + 1) * self.images))
 
     def part_of(self, row: int, /) -> int:
         """Part that holds a row.
@@ -100,9 +129,43 @@ class ViewSetSpec:
         Raises:
             MissingRowsError: There is no such row.
         """
-        if not 0 <= row < self.rows:
-            raise MissingRowsError(f"view set {self.name}: expected a row from 0 to {self.rows - 1}, got {row}")
-        return row // self.rows_per_shard
+        return int(self.parts_of([row])[0])
+
+    def parts_of(self, rows: Sequence[int] | NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Part that holds each row; int64 ``(N,)``.
+
+        Raises:
+            MissingRowsError: A row is not one of the view set's.
+        """
+        view_N, inside_N = np.divmod(self.require_rows(rows), self.images)
+        parts_N: NDArray[np.int64] = view_N * self.parts_per_view + inside_N // self.rows_per_shard
+        return parts_N
+
+    def positions(self, rows: Sequence[int] | NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Where each row lies in an array of ``array_rows``: its part's block, and there its offset; int64 ``(N,)``.
+
+        Raises:
+            MissingRowsError: A row is not one of the view set's.
+        """
+        rows_N = self.require_rows(rows)
+        positions_N: NDArray[np.int64] = (
+            self.parts_of(rows_N) * self.rows_per_shard + rows_N % self.images % self.rows_per_shard
+        )
+        return positions_N
+
+    def require_rows(self, rows: Sequence[int] | NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Row numbers as int64 ``(N,)``.
+
+        Raises:
+            MissingRowsError: A row is not one of the view set's.
+        """
+        rows_N = np.asarray(rows, dtype=np.int64).reshape(-1)
+        outside = rows_N[(rows_N < 0) | (rows_N >= self.rows)]
+        if outside.size:
+            raise MissingRowsError(
+                f"view set {self.name}: expected rows from 0 to {self.rows - 1}, got {outside[:8].tolist()}"
+            )
+        return rows_N
 
     def to_json(self) -> dict[str, Any]:
         """Plain form."""

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,8 +96,8 @@ class Store:
         """
         return tuple(self.view_set(name) for name in self.view_set_names())
 
-    def view_set(self, name: str) -> ViewSet:
-        """One view set.
+    def view_set(self, name: str, *, views: int | None = None) -> ViewSet:
+        """One view set, or just its first so many views: whoever reads those need not know how many are stored.
 
         Raises:
             MissingColumnError: There is none of that name; lists those there are.
@@ -108,7 +107,7 @@ class Store:
         if not self.root.exists(f"views/{name}/view_set.json"):
             found = ", ".join(self.root.names("views")) or "none"
             raise MissingColumnError(f"{self.root.url}: no view set {name!r}, found {found}")
-        return ViewSet(self.root, name, options=self._options)
+        return ViewSet(self.root, name, views=views, options=self._options)
 
     def columns(self, view_set: str) -> tuple[Column, ...]:
         """All columns of a view set, by name.
@@ -122,24 +121,27 @@ class Store:
             Column(self.root, name, view_set=views, options=self._options) for name in self.column_names(view_set)
         )
 
-    def column(self, view_set: str, name: str) -> Column:
-        """One column.
+    def column(self, view_set: str, name: str, *, views: int | None = None) -> Column:
+        """One column, or what it holds of the first so many views.
 
         Raises:
             MissingColumnError: There is none of that name; lists those there are.
             FormatError: The name is not safe, or the description is malformed.
         """
         check_name(name, what="column name")
-        views = self.view_set(view_set)
+        seen = self.view_set(view_set, views=views)
         found = self.column_names(view_set)
         if name not in found:
             raise MissingColumnError(
                 f"{self.root.url}: view set {view_set} has no column {name!r}, found {', '.join(found) or 'none'}"
             )
-        return Column(self.root, name, view_set=views, options=self._options)
+        return Column(self.root, name, view_set=seen, options=self._options)
 
     def create_view_set(self, spec: ViewSetSpec, /) -> ViewSet:
         """Make a view set, or return the one there is; clears away what writers that died left.
+
+        Of one with fewer views the others are appended, as ``extend_view_set`` does; of one with more those asked for
+        are returned.
 
         Raises:
             FormatError: One of that name has another spec; names the fields that differ.
@@ -151,44 +153,43 @@ class Store:
             if not self.root.exists(f"{folder}/view_set.json"):
                 with self._unless_made(f"{folder}/view_set.json"):
                     self.root.write_atomic(f"{folder}/view_set.json", render_document("view_set", spec.to_json()))
-        found = self.view_set(spec.name)
-        old, new = found.spec.to_json(), spec.to_json()
-        differing = [f"{name} ({old[name]!r} there, {new[name]!r} asked)" for name in new if old[name] != new[name]]
-        if differing:
-            raise FormatError(
-                f"{self.root.url}/{folder}: a view set of this name exists with another {', '.join(differing)}; "
-                "choose another name"
-            )
-        return found
+            stored = self.view_set(spec.name).stored
+            old, new = stored.to_json(), spec.with_views(stored.views).to_json()
+            differing = [f"{name} ({old[name]!r} there, {new[name]!r} asked)" for name in new if old[name] != new[name]]
+            if differing:
+                raise FormatError(
+                    f"{self.root.url}/{folder}: a view set of this name exists with another {', '.join(differing)}; "
+                    "choose another name"
+                )
+            if stored.views < spec.views:
+                self._grow(spec)
+        return self.view_set(spec.name, views=spec.views)
 
     def extend_view_set(self, name: str, /, *, views: int) -> ViewSet:
-        """Append views to a view set: the rows that there are, and what columns hold of them, stay as they are.
+        """Append views to a view set: the parts that there are, and what columns hold of them, stay as they are.
 
         ``create_column`` then brings a column's description up to the new rows, and their parts are written like any
         others. Doing it again with the same number of views changes nothing.
 
         Raises:
             MissingColumnError: There is no such view set.
-            FormatError: It has more views already, or its last part is a short one, which new rows would change.
+            FormatError: It has more views already.
             StoreError: The disk is full or fails.
         """
         folder = f"views/{check_name(name, what='view set name')}"
         self.view_set(name)
         with self.root.lock(folder):
             self.root.clean(folder)
-            spec = self.view_set(name).spec
+            spec = self.view_set(name).stored
             if views < spec.views:
                 raise FormatError(f"{self.root.url}/{folder}: expected at least its {spec.views} views, got {views}")
-            short = spec.rows % spec.rows_per_shard
-            if views > spec.views and short:
-                raise FormatError(
-                    f"{self.root.url}/{folder}: its last part holds {short} of {spec.rows_per_shard} rows, which more "
-                    "views would change; make another view set, with rows per shard that divide its images"
-                )
             if views > spec.views:
-                grown = render_document("view_set", replace(spec, views=views).to_json())
-                self.root.write_atomic(f"{folder}/view_set.json", grown, replace=True)
+                self._grow(spec.with_views(views))
         return self.view_set(name)
+
+    def _grow(self, spec: ViewSetSpec) -> None:
+        data = render_document("view_set", spec.to_json())
+        self.root.write_atomic(f"views/{spec.name}/view_set.json", data, replace=True)
 
     def create_column(self, spec: ColumnSpec, /, *, backend: str = "zarr") -> Column:
         """Make a column, or return the one there is, however it is stored; clears away what writers that died left.
@@ -201,14 +202,15 @@ class Store:
             FormatError: A column of that name has another spec, or there is no such backend.
             StoreError: The disk is full or fails.
         """
-        views = self.view_set(spec.view_set)
+        self.view_set(spec.view_set)
         folder = f"columns/{spec.view_set}/{spec.name}"
         stored = backend_of(backend, where=folder)
         with self.root.lock(folder):
             self.root.clean(folder)
+            views = self.view_set(spec.view_set)  # no earlier: views may have been appended meanwhile
             new = not self.root.exists(f"{folder}/column.json")
             with self._unless_made(f"{folder}/column.json"):
-                for relative, data in self._described(folder, spec, views.spec, backend=stored).items():
+                for relative, data in self._described(folder, spec, views.stored, backend=stored).items():
                     self.root.write_atomic(f"{folder}/{relative}", data, replace=not new)
         column = self.column(spec.view_set, spec.name)
         if column.spec.to_json() != spec.to_json():
@@ -268,7 +270,7 @@ class Store:
         for name in columns:
             column = self._kept_column(view_set, name)
             found = column.read_floats(rows_N, levels=levels)
-            for part in np.unique(rows_N // column.view_set.spec.rows_per_shard).tolist():
+            for part in np.unique(column.view_set.spec.parts_of(rows_N)).tolist():
                 column.check_join_part(column.view_set, part)
             result[name] = found
         return result

@@ -141,8 +141,8 @@ def save_use(store: Store, use: Use, /) -> None:
 
 def _again(store: Store, item: ViewSet | Column) -> ViewSet | Column:
     if isinstance(item, ViewSet):
-        return store.view_set(item.name)
-    return store.column(item.view_set.name, item.name)
+        return store.view_set(item.name, views=item.spec.views)
+    return store.column(item.view_set.name, item.name, views=item.view_set.spec.views)
 
 
 def check_commits(store: Store, commits: Commits, /, *, where: str) -> None:

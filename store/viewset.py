@@ -72,25 +72,36 @@ class _Packed(NamedTuple):
 class ViewSet:
     """Reads and writes one view set; safe to share between threads and to send to other processes.
 
+    Args:
+        views: See just its first so many views, whether the store has more or fewer: what it lacks is missing parts.
+            All that there are where it is None.
+
+    Attributes:
+        spec: With as many views as are seen; ``stored`` with as many as the store's description had when it was read.
+
     Raises:
         FormatError: ``view_set.json`` is missing or is not this view set's.
         CorruptShardError: Its bytes have changed.
     """
 
-    def __init__(self, root: Root, name: str, *, options: ReadOptions | None = None) -> None:
+    def __init__(self, root: Root, name: str, *, views: int | None = None, options: ReadOptions | None = None) -> None:
         self._root = root
         self._options = options or ReadOptions()
+        self._views = views
         self.folder = f"views/{name}"
-        self.spec = _load_spec(root, self.folder)
-        if self.spec.name != name:
-            raise FormatError(f"{self.folder}: expected the view set {name}, got {self.spec.name}; a folder was moved")
+        self.stored = _load_spec(root, self.folder)
+        if self.stored.name != name:
+            raise FormatError(
+                f"{self.folder}: expected the view set {name}, got {self.stored.name}; a folder was moved"
+            )
+        self.spec = self.stored if views is None else self.stored.with_views(views)
         self.commits = CommitLog(root, self.folder, spec=self.spec)
         self._indices: OrderedDict[int, tuple[IndexRow, ...]] = OrderedDict()
         self._verified: dict[int, Stamp] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_reopen, (self._root, self.name, self._options))
+        return (_reopen, (self._root, self.name, self._views, self._options))
 
     @property
     def name(self) -> str:
@@ -116,8 +127,10 @@ class ViewSet:
 
         Raises:
             FormatError: The rows are not exactly the part's.
+            MissingRowsError: The store's description has fewer views: ``Store.extend_view_set`` comes first.
             StoreError: The disk is full or fails; nothing is committed.
         """
+        self.stored.part_rows(part)  # which refuses what nobody who opens the view set would find
         packed = self._pack(part, rows)
         return self.commits.publish(packed.commit, objects=packed.objects, spent=spent)
 
@@ -184,12 +197,14 @@ class ViewSet:
             CorruptShardError: Stored bytes differ from the commit record.
         """
         wanted = [int(row) for row in rows]
-        parts = sorted({self.spec.part_of(row) for row in wanted})
+        mine: dict[int, set[int]] = {}
+        for row, part in zip(wanted, self.spec.parts_of(wanted).tolist(), strict=True):
+            mine.setdefault(part, set()).add(row)
+        parts = sorted(mine)
         self.commits.require(parts)
         found: dict[int, ViewRow] = {}
         for part in parts:
-            mine = {row for row in wanted if self.spec.part_of(row) == part}
-            entries = [row for row in self.index(part) if row.row in mine]
+            entries = [row for row in self.index(part) if row.row in mine[part]]
             found.update((row.row, row) for row in self._read_from(part, entries))
         return [found[row] for row in wanted]
 
@@ -313,8 +328,8 @@ class ViewSet:
             raise FormatError(f"{self.folder} part {part}: two rows have the same key and view")
 
 
-def _reopen(root: Root, name: str, options: ReadOptions) -> ViewSet:
-    return ViewSet(root, name, options=options)
+def _reopen(root: Root, name: str, views: int | None, options: ReadOptions) -> ViewSet:
+    return ViewSet(root, name, views=views, options=options)
 
 
 def _load_spec(root: Root, folder: str) -> ViewSetSpec:

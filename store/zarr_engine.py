@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,13 @@ class ZarrReader:
         self._pipeline = pipeline
         self._arrays: dict[str, Any] = {}
 
-    def read(self, name: str, rows: Sequence[int], /) -> NDArray[np.generic]:
+    def read(self, name: str, rows_N: NDArray[np.int64], /, *, positions: NDArray[np.int64]) -> NDArray[np.generic]:
         """Rows of one array, in the order asked for.
 
         The caller has made sure that the shard files exist: zarr would read a missing one as fill values.
+
+        Args:
+            positions: Where the rows lie in the array; int64 ``(N,)``.
 
         Raises:
             CorruptShardError: A row's checksum fails or its shard is damaged.
@@ -49,13 +51,13 @@ class ZarrReader:
         array = self._open(name)
 
         async def gather() -> list[Any]:
-            return await asyncio.gather(*[array.getitem((row,)) for row in rows])
+            return await asyncio.gather(*[array.getitem((at,)) for at in positions.tolist()])
 
         try:
-            return np.stack(sync(gather())) if rows else np.empty((0, *array.shape[1:]), array.dtype)
+            return np.stack(sync(gather())) if rows_N.size else np.empty((0, *array.shape[1:]), array.dtype)
         except Exception as error:  # zarrs raises RuntimeError, zarr ValueError, and neither promises which
             raise CorruptShardError(
-                f"{self._folder / name}: rows {min(rows)} to {max(rows)}: {error}; run sak store verify"
+                f"{self._folder / name}: rows {rows_N.min()} to {rows_N.max()}: {error}; run sak store verify"
             ) from error
 
     def _open(self, name: str) -> Any:

@@ -31,7 +31,7 @@ _WINDOW = 8
 
 def shuffled_batches(held: Held, *, batch: int, epoch: int) -> Iterator[NDArray[np.int64]]:
     """Rows of each step of an epoch, in the very order of the training loader."""
-    order = epoch_rows(held.rows, held.view_set.rows_per_shard, seed=0, epoch=epoch, window=_WINDOW)
+    order = epoch_rows(held.view_set, seed=0, epoch=epoch, window=_WINDOW)
     return (order[first : first + batch] for first in range(0, len(order), batch))
 
 

@@ -28,7 +28,7 @@ from sak.teachers.model import load_teacher
 from sak.teachers.spec import TeacherSpec
 from store.codecs.registry import CodecChoice
 from store.column import Column
-from store.spec import ColumnSpec
+from store.spec import ColumnSpec, ViewSetSpec
 from store.store import Store
 from store.viewset import ViewSet
 
@@ -47,7 +47,7 @@ def extract(studies: Sequence[Study], /) -> None:
     for study in studies:
         device, store = pick_device(study.device), Store.create(study.store)
         for need in needs(study):
-            view_set = store.create_view_set(view_set_spec(need.data, labels=need.labels))
+            view_set = _view_set(store, view_set_spec(need.data, labels=need.labels))
             worked = _views(view_set, need, config=study.extract)
             wanted = [_Wanted(study.teachers[name].spec(name), codec) for name, codec in need.teachers.items()]
             worked |= _columns(store, view_set, wanted, batch=study.extract.batch, device=device)
@@ -56,6 +56,15 @@ def extract(studies: Sequence[Study], /) -> None:
                 names = ", ".join(("views", *need.teachers))
                 CONSOLE.print(f"extract {view_set.name}: {names} are done ({study.store}), skipped")
             seen |= what
+
+
+def _view_set(store: Store, spec: ViewSetSpec) -> ViewSet:
+    """The view set with the views asked for: the one there is, which gets those that it lacks, or a new one."""
+    before = store.view_set(spec.name).spec.views if spec.name in store.view_set_names() else spec.views
+    if before < spec.views:
+        new = spec.views - before
+        CONSOLE.print(f"extract {spec.name}: views: {before} -> {spec.views}, {new} new ones to make")
+    return store.create_view_set(spec)
 
 
 def _views(view_set: ViewSet, need: Need, *, config: ExtractConfig) -> bool:
@@ -92,7 +101,7 @@ def _columns(store: Store, view_set: ViewSet, wanted: Sequence[_Wanted], *, batc
     """Make the missing parts of the teachers' columns; whether there were any."""
     writers = []
     for item in wanted:
-        column = find_column(store, item.spec, view_set=view_set.name, codec=item.codec)
+        column = find_column(store, item.spec, view_set=view_set.spec, codec=item.codec)
         if column is None or column.missing_parts():
             load = functools.partial(load_teacher, device=str(device))
             source = map_source(store, item.spec, view_set=view_set, codec=item.codec, device=device, load=load)
@@ -126,22 +135,25 @@ def _column(store: Store, view_set: ViewSet, source: MapSource, *, codec: CodecC
     Of processes that race, the lock lets one make it. Where no lock holds, each may fit its own; all then take the
     column that ``find_column`` puts first.
     """
-    spec, find = source.spec, functools.partial(find_column, store, source.spec, view_set=view_set.name, codec=codec)
+    find = functools.partial(find_column, store, source.spec, view_set=view_set.spec, codec=codec)
     with store.root.lock(f"columns/{view_set.name}"):
         found = find()
-        if found is not None:
-            return store.create_column(found.spec)  # which clears away what writers that died left
-        levels = source.levels(view_set)
-        made = store.create_column(
-            ColumnSpec(
-                view_set=view_set.name,
-                teacher=spec.name,
-                identity=teacher_identity(spec),
-                levels=levels,
-                codec=column_codec(codec, source=source, view_set=view_set, levels=levels, batch=batch),
-            )
-        )
-        return find() or made
+        # Of one that is there this clears away what writers that died left, and describes the views appended since.
+        store.create_column(found.spec if found else _new_column(view_set, source, codec=codec, batch=batch))
+        column = find()
+        assert column is not None
+        return column
+
+
+def _new_column(view_set: ViewSet, source: MapSource, *, codec: CodecChoice, batch: int) -> ColumnSpec:
+    levels = source.levels(view_set)
+    return ColumnSpec(
+        view_set=view_set.name,
+        teacher=source.spec.name,
+        identity=teacher_identity(source.spec),
+        levels=levels,
+        codec=column_codec(codec, source=source, view_set=view_set, levels=levels, batch=batch),
+    )
 
 
 def _write_part(

@@ -41,7 +41,7 @@ def list_store(root: str | Path, /) -> Table:
     """
     store = Store.open(str(root))
     table = Table(header_style="bold")
-    for name in ("name", "rows", "shards", "size", "against fp16", "used by", "holds"):
+    for name in ("name", "views", "rows", "shards", "size", "against fp16", "used by", "holds"):
         table.add_column(name, justify="left" if name in ("name", "holds") else "right")
     users = _users(store.root)
     for view_set in store.view_set_names():
@@ -135,7 +135,7 @@ def _users(root: Root) -> Counter[str]:
 def _view_set_row(store: Store, name: str, users: Mapping[str, int]) -> tuple[str, ...]:
     try:
         view_set = store.view_set(name)
-        about = f"{view_set.spec.images} images, {view_set.spec.views} view{'s' if view_set.spec.views > 1 else ''}"
+        about = f"{view_set.spec.images} images"
         return (f"[bold]{name}[/bold]", *_cells(view_set), _count(users, view_set), about)
     except StoreError:
         return (f"[bold]{name}[/bold]", "damaged: sak store verify")
@@ -158,10 +158,11 @@ def _count(users: Mapping[str, int], item: ViewSet | Column) -> str:
     return str(users.get(item.folder) or "–")
 
 
-def _cells(item: ViewSet | Column) -> tuple[str, str, str, str]:
+def _cells(item: ViewSet | Column) -> tuple[str, str, str, str, str]:
     summary = item.summary()
     against = f"{summary.bytes / summary.fp16_bytes:.1%}" if summary.fp16_bytes else "–"
     return (
+        f"{summary.committed_views}/{summary.views}",
         f"{summary.committed_rows}/{summary.rows}",
         f"{summary.committed_parts}/{summary.parts}",
         f"{summary.bytes / 1e6:.1f} MB",

@@ -99,6 +99,7 @@ def _describe(item: ViewSet | Column) -> str:
     summary = item.summary()
     facts: dict[str, object] = {
         "spec": item.spec.to_json(),
+        "views": f"{summary.committed_views} of {summary.views}",
         "rows": summary.rows,
         "committed_rows": summary.committed_rows,
         "shards": f"{summary.committed_parts} of {summary.parts}",

@@ -114,19 +114,18 @@ class _Work(NamedTuple):
 
 def _view_set(store: Store, view_set: ViewSet, work: _Work, *, rows: int, bar: ProgressBar) -> None:
     usable_N = view_set.usable_rows()
-    maker = work.makers.of_views(view_set.name, spec=view_set.spec)
+    maker = work.makers.of_views(view_set.name)
     if maker is not None and len(usable_N):
         sample = sample_rows(usable_N, rows)
         work.looked_at.append(view_set.folder)
         work.faults.extend(_redrawn(view_set, maker, sample, bar=bar))
     for column in store.columns(view_set.name):
         teacher = work.makers.of_column(column)
-        committed = set(column.committed_parts())
-        stored = [row for row in usable_N.tolist() if view_set.spec.part_of(row) in committed]
-        if teacher is not None and stored:
+        stored_N = usable_N[np.isin(view_set.spec.parts_of(usable_N), column.committed_parts())]
+        if teacher is not None and len(stored_N):
             work.looked_at.append(column.folder)
             column.check_join(view_set)
-            work.faults.extend(_reextracted(column, teacher, sample_rows(np.array(stored), rows), work.table, bar=bar))
+            work.faults.extend(_reextracted(column, teacher, sample_rows(stored_N, rows), work.table, bar=bar))
 
 
 def _redrawn(view_set: ViewSet, maker: ViewMaker, rows: Sequence[int], *, bar: ProgressBar) -> list[str]:

@@ -237,28 +237,22 @@ class _Used(NamedTuple):
 
     @classmethod
     def of(cls, recipe: Recipe) -> _Used:
-        """Every view set and column, once."""
+        """Every view set and column, once: as much of it as the run that reads most views."""
         costs: dict[str, StageCost] = {}
         columns: dict[str, StoreUsage] = {}
-        for study in (plan.study for plan in recipe.runs):
-            store = Store.open(study.store)
-            for need in needs(study):
-                view_set = store.view_set(view_set_spec(need.data, labels=need.labels).name)
-                summary = view_set.summary()
-                costs[view_set.name] = _store_cost(
-                    f"views {view_set.name}", summary.spent.total, summary.rows, summary.bytes
-                )
-                for name, codec in need.teachers.items():
-                    spec = study.teachers[name].spec(name)
-                    column = find_column(store, spec, view_set=view_set.name, codec=codec)
-                    if column is None:
-                        continue
-                    done = column.summary()
-                    key = f"{need.purpose} / {name}"
-                    costs[key] = _store_cost(f"teacher {key}", done.spent.total, done.rows, done.bytes)
-                    columns[key] = _usage(
-                        key, column.spec.codec.name, done.rows, done.bytes, done.fp16_bytes, done.stats
-                    )
+        wanted = [(plan.study, need) for plan in recipe.runs for need in needs(plan.study)]
+        for study, need in sorted(wanted, key=lambda item: item[1].data.views):
+            store, views = Store.open(study.store), view_set_spec(need.data, labels=need.labels)
+            summary = store.view_set(views.name, views=views.views).summary()
+            costs[views.name] = _store_cost(f"views {views.name}", summary.spent.total, summary.rows, summary.bytes)
+            for name, codec in need.teachers.items():
+                column = find_column(store, study.teachers[name].spec(name), view_set=views, codec=codec)
+                if column is None:
+                    continue
+                done = column.summary()
+                key = f"{need.purpose} / {name}"
+                costs[key] = _store_cost(f"teacher {key}", done.spent.total, done.rows, done.bytes)
+                columns[key] = _usage(key, column.spec.codec.name, done.rows, done.bytes, done.fp16_bytes, done.stats)
         return cls(tuple(costs.values()), tuple(columns.values()))
 
 

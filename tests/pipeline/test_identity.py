@@ -14,6 +14,7 @@ from pipeline.identity import distill_dir, evaluate_dir, finetune_dir, plain
 from pipeline.recipes import recipe_from_mapping
 from pipeline.targets import teacher_specs
 from sak.teachers.identity import teacher_identity
+from store.spec import ViewSetSpec
 from tests.conftest import Finished
 from tests.tiny_recipe import tiny_mapping, tiny_recipe
 
@@ -71,9 +72,9 @@ IRRELEVANT = [
 def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
     """Folder name of stage 1 under overrides; columns that do not exist are named as they would be."""
 
-    def columns(study: Any, /, *, view_set: str) -> Mapping[str, Any]:
+    def columns(study: Any, /, *, view_set: ViewSetSpec) -> Mapping[str, Any]:
         return {
-            name: SimpleNamespace(name=f"{name}-{teacher_identity(spec)}-{study.extract.codec}-{view_set}")
+            name: SimpleNamespace(name=f"{name}-{teacher_identity(spec)}-{study.extract.codec}-{view_set.name}")
             for name, spec in teacher_specs(study).items()
         }
 

@@ -16,8 +16,8 @@ def columns_of(recipe: Recipe, root: Path) -> dict[str, bytes]:
     study = recipe.runs[0].study
     extract([study])
     found = {}
-    for view_set in Store.open(study.store).view_set_names():
-        for column in study_columns(study, view_set=view_set).values():
+    for view_set in Store.open(study.store).view_sets():
+        for column in study_columns(study, view_set=view_set.spec).values():
             folder = root / "store" / column.folder
             found |= {
                 f"{column.folder}/{path.relative_to(folder)}": path.read_bytes()
@@ -43,9 +43,9 @@ def test_a_column_made_from_an_exact_one_is_the_one_a_teacher_makes(
 def test_an_exact_column_that_is_not_complete_is_no_source(tmp_path: Path) -> None:
     exact = tiny_recipe(tmp_path, ["extract.codec=fp32"], only="sak").runs[0].study
     extract([exact])
-    for column in study_columns(exact, view_set=Store.open(exact.store).view_set_names()[0]).values():
+    for column in study_columns(exact, view_set=Store.open(exact.store).view_sets()[0].spec).values():
         column.discard(0)
     live = tiny_recipe(tmp_path, ["extract.codec=fp16"], only="sak").runs[0].study
     extract([live])
-    for view_set in Store.open(live.store).view_set_names():
-        assert not any(column.missing_parts() for column in study_columns(live, view_set=view_set).values())
+    for view_set in Store.open(live.store).view_sets():
+        assert not any(column.missing_parts() for column in study_columns(live, view_set=view_set.spec).values())

@@ -29,7 +29,7 @@ class Place:
         self.study = finished.recipe.runs[0].study
         self.store = Store.open(root or self.study.store)
         need = needs(self.study)[0]
-        self.view_set = view_set_spec(need.data, labels=need.labels).name
+        self.view_set = view_set_spec(need.data, labels=need.labels)
         self.specs = {name: teacher.spec(name) for name, teacher in self.study.teachers.items()}
 
     def columns(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def copied(finished: Finished, tmp_path: Path) -> Place:
 def test_stored_and_live_targets_agree(place: Place) -> None:
     cached, online = CachedTargets(place.columns()), OnlineTargets(place.specs, device=CPU)
     rows = np.array([9, 2, 17])
-    pixels = to_tensors(load_samples(place.store.view_set(place.view_set), rows.tolist(), tasks=())).pixels
+    pixels = to_tensors(load_samples(place.store.view_set(place.view_set.name), rows.tolist(), tasks=())).pixels
     stored = cached.targets(cached.read(rows), pixels)
     live = online.targets(online.read(rows), pixels)
     assert stored.keys() == live.keys() == {"first", "second"}
@@ -114,7 +114,7 @@ def test_an_absent_column_names_itself(place: Place) -> None:
     text = str(caught.value)
     for part in (
         "the fp32 column of teacher first",
-        place.view_set,
+        place.view_set.name,
         "is absent",
     ):
         assert part in text
@@ -134,7 +134,7 @@ def test_a_column_of_other_images_is_refused(copied: Place) -> None:
     """Views made anew with other pixels under old features do not join."""
     column = find_column(copied.store, copied.specs["first"], view_set=copied.view_set, codec="fp32")
     assert column is not None
-    view_set = copied.store.view_set(copied.view_set)
+    view_set = copied.store.view_set(copied.view_set.name)
     rows = view_set.read_part(0)
     view_set.discard(0)
     swapped = [dataclasses.replace(row, files=rows[(index + 1) % len(rows)].files) for index, row in enumerate(rows)]
@@ -152,11 +152,11 @@ def damage(path: Path) -> None:
 
 def test_damage_elsewhere_blocks_nothing(copied: Place) -> None:
     root = copied.store.root.path
-    others = [path for path in (root / "views").iterdir() if path.name != copied.view_set]
+    others = [path for path in (root / "views").iterdir() if path.name != copied.view_set.name]
     assert len(others) == 2
     for path in others:
         damage(path / "view_set.json")
-    (second,) = (root / "columns" / copied.view_set).glob("second-*")
+    (second,) = (root / "columns" / copied.view_set.name).glob("second-*")
     damage(second / "column.json")
     spec = copied.specs["first"]
     copied.store = Store.open(root)

@@ -113,7 +113,8 @@ def collect(root: Path) -> None:
 SCENARIOS: Mapping[str, Scenario] = {
     "extract": Scenario(lambda root: None, tiny_store.fill),
     "extract-tar": Scenario(lambda root: None, partial(tiny_store.fill, backend="webdataset")),
-    "append-views": Scenario(partial(tiny_store.fill, images=2), append_views),
+    # What is appended comes after a short shard.
+    "append-views": Scenario(partial(tiny_store.fill, images=3), append_views),
     "add-column": Scenario(tiny_store.fill, lambda root: tiny_store.write_column(opened(root), "b")),
     "repair": Scenario(partial(damage, backend="zarr"), repair, damaged=True),
     "repair-tar": Scenario(partial(damage, backend="webdataset"), repair, damaged=True),

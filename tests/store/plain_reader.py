@@ -51,11 +51,19 @@ class ViewSet:
     def __init__(self, root: Path, name: str) -> None:
         self.folder = root / "views" / name
         self.spec = document(self.folder / "view_set.json", "view_set")
-        self.rows = self.spec["images"] * self.spec["views"]
-        self.parts = -(-self.rows // self.spec["rows_per_shard"])
+        self.parts_per_view = -(-self.spec["images"] // self.spec["rows_per_shard"])
+        self.parts = self.spec["views"] * self.parts_per_view
+
+    def part_rows(self, part: int) -> range:
+        view, block = divmod(part, self.parts_per_view)
+        start = block * self.spec["rows_per_shard"]
+        stop = min(start + self.spec["rows_per_shard"], self.spec["images"])
+        return range(view * self.spec["images"] + start, view * self.spec["images"] + stop)
 
     def commit(self, part: int) -> dict[str, Any]:
-        return commit(self.folder, part)
+        record = commit(self.folder, part)
+        assert range(record["start"], record["stop"]) == self.part_rows(part)
+        return record
 
     def index(self, part: int) -> list[dict[str, Any]]:
         """The index of a committed part, compared with its record."""
@@ -119,7 +127,8 @@ class Column:
         check_objects(self.folder, record)
         rows = range(record["start"], record["stop"])
         if self.backend == "zarr":
-            values = self._zarr(array)[rows.start : rows.stop]
+            first = part * self.views.spec["rows_per_shard"]
+            values = self._zarr(array)[first : first + len(rows)]
         else:
             members = read_tar(self.folder / f"shards/part-{part:05d}.tar")
             values = np.stack([npy(unzstd(members[f"{row:09d}.{array}.npy.zst"])) for row in rows])

@@ -18,9 +18,9 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_readers_see_whole_committed_rows_while_views_and_columns_are_added(tmp_path: Path):
-    tiny_store.fill(tmp_path)
-    # 4 images in 4 views, in 2 columns
-    readers = [start("concurrent_reader.py", str(tmp_path), "32") for _ in range(2)]
+    tiny_store.fill(tmp_path, images=5)
+    # 5 images in 4 views, in 2 columns
+    readers = [start("concurrent_reader.py", str(tmp_path), "40") for _ in range(2)]
     for reader in readers:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
@@ -31,8 +31,8 @@ def test_readers_see_whole_committed_rows_while_views_and_columns_are_added(tmp_
         out, err = reader.communicate()
         assert (err, reader.returncode) == ("", 0)
         seen |= {int(word) for word in out.split()}
-    assert min(seen) == 4
-    assert max(seen) == 32
+    assert min(seen) == 5
+    assert max(seen) == 40
     assert verify(Store.open(tmp_path)) == []
 
 

@@ -9,29 +9,35 @@ from store_samples import view_spec
 from store import order as module
 from store.errors import FormatError, MissingRowsError
 from store.order import epoch_rows, image_permutation, row_samples
+from store.spec import ViewSetSpec
 
 SMALL = st.integers(1, 12)
+SPECS = st.builds(view_spec, images=st.integers(1, 40), views=st.integers(1, 5), rows_per_shard=SMALL)
 
 
-@given(rows=st.integers(0, 200), rows_per_shard=SMALL, seed=st.integers(), epoch=st.integers(0, 99), window=SMALL)
-def test_an_epoch_visits_every_row_once(rows: int, rows_per_shard: int, seed: int, epoch: int, window: int):
-    order = epoch_rows(rows, rows_per_shard, seed=seed, epoch=epoch, window=window)
+@given(spec=SPECS, seed=st.integers(), epoch=st.integers(0, 99), window=SMALL)
+def test_an_epoch_visits_every_row_once(spec: ViewSetSpec, seed: int, epoch: int, window: int):
+    order = epoch_rows(spec, seed=seed, epoch=epoch, window=window)
     assert order.dtype == np.int64
-    assert sorted(order.tolist()) == list(range(rows))
+    assert sorted(order.tolist()) == list(range(spec.rows))
 
 
-@given(shards=st.integers(1, 12), rows_per_shard=SMALL, seed=st.integers(), window=SMALL)
-def test_an_epoch_reads_one_window_of_shards_at_a_time(shards: int, rows_per_shard: int, seed: int, window: int):
-    order = epoch_rows(shards * rows_per_shard, rows_per_shard, seed=seed, epoch=0, window=window)
-    step = window * rows_per_shard
-    seen = [set((order[first : first + step] // rows_per_shard).tolist()) for first in range(0, len(order), step)]
-    assert all(len(window_shards) <= window for window_shards in seen)
-    assert sum(map(len, seen)) == shards
+@given(spec=SPECS, seed=st.integers(), window=SMALL)
+def test_an_epoch_reads_one_window_of_shards_at_a_time(spec: ViewSetSpec, seed: int, window: int):
+    order = epoch_rows(spec, seed=seed, epoch=0, window=window)
+    parts_N = spec.parts_of(order)
+    last = {part: step for step, part in enumerate(parts_N.tolist())}
+    open_now: set[int] = set()
+    for step, part in enumerate(parts_N.tolist()):
+        open_now.add(part)
+        assert len(open_now) <= window
+        # Windows follow each other: none begins before the one before it has been read to its end.
+        open_now = {other for other in open_now if last[other] > step or len(open_now) < window}
 
 
 def test_epochs_and_seeds_differ_and_repeat():
     def order(seed: int, epoch: int) -> list[int]:
-        return epoch_rows(64, 8, seed=seed, epoch=epoch, window=2).tolist()
+        return epoch_rows(view_spec(images=64, views=1), seed=seed, epoch=epoch, window=2).tolist()
 
     assert order(1, 0) == order(1, 0)
     assert len({tuple(order(seed, epoch)) for seed in (1, 2, 12) for epoch in (0, 1, 2)}) == 9
@@ -39,7 +45,8 @@ def test_epochs_and_seeds_differ_and_repeat():
 
 def test_order_is_the_same_on_every_machine():
     assert image_permutation(10, order_seed=7).tolist() == PERMUTATION
-    assert epoch_rows(10, 4, seed=3, epoch=1, window=2).tolist() == EPOCH
+    spec = view_spec(images=10, views=1, rows_per_shard=4)
+    assert epoch_rows(spec, seed=3, epoch=1, window=2).tolist() == EPOCH
 
 
 def test_images_are_sorted_once_for_all_parts(monkeypatch: pytest.MonkeyPatch):
@@ -55,7 +62,7 @@ def test_images_are_sorted_once_for_all_parts(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_rows_are_view_major():
-    spec = view_spec()
+    spec = view_spec(images=10, views=2)
     samples = row_samples(spec, rows=np.arange(spec.rows))
     np.testing.assert_array_equal(samples.view, [0] * 10 + [1] * 10)
     np.testing.assert_array_equal(samples.image[:10], samples.image[10:])
@@ -64,7 +71,7 @@ def test_rows_are_view_major():
 
 def test_bad_arguments_are_refused():
     with pytest.raises(FormatError, match="window >= 1"):
-        epoch_rows(10, 4, seed=0, epoch=0, window=0)
+        epoch_rows(view_spec(), seed=0, epoch=0, window=0)
     with pytest.raises(MissingRowsError, match="0 to 19"):
         row_samples(view_spec(), rows=[20])
 

@@ -57,7 +57,8 @@ def maps(rows: range) -> list[np.ndarray]:
 
 def fill(root: Path, choice: dict[str, object], backend: str) -> store.Store:
     made = store.create(root)
-    views = made.create_view_set(store_samples.view_spec())
+    # Each view ends with a short part.
+    views = made.create_view_set(store_samples.view_spec(images=10, views=2))
     specs = [LevelSpec(components=c, height=h, width=w) for c, h, w in LEVELS]
     if is_fitted(choice):
         fitter = make_fitter(choice, specs)

@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 import store_samples
+from hypothesis import given
+from hypothesis import strategies as st
 
 from store.errors import FormatError, MissingRowsError, StoreError
 from store.spec import ColumnSpec, LevelSpec, ViewSetSpec
@@ -18,12 +20,58 @@ def test_json_round_trips():
 
 
 def test_parts_cover_all_rows_once():
-    spec = store_samples.view_spec()
-    assert (spec.rows, spec.parts) == (20, 3)
-    assert [row for part in range(spec.parts) for row in spec.part_rows(part)] == list(range(20))
-    assert all(row in spec.part_rows(spec.part_of(row)) for row in range(20))
-    with pytest.raises(MissingRowsError, match="a row from 0 to 19, got 20"):
+    spec = store_samples.view_spec(images=10, views=2)
+    assert (spec.rows, spec.parts_per_view, spec.parts) == (20, 2, 4)
+    assert [len(spec.part_rows(part)) for part in range(4)] == [8, 2, 8, 2]
+    assert spec.positions([0, 9, 10, 19]).tolist() == [0, 9, 16, 25]
+    assert spec.array_rows == 26
+    with pytest.raises(MissingRowsError, match=r"rows from 0 to 19, got \[20\]"):
         spec.part_of(20)
+    with pytest.raises(MissingRowsError, match="a part from 0 to 3, got 4"):
+        spec.part_rows(4)
+
+
+SPECS = st.builds(
+    store_samples.view_spec,
+    images=st.integers(1, 50),
+    views=st.integers(1, 6),
+    rows_per_shard=st.integers(1, 20),
+)
+
+
+@given(SPECS)
+def test_rows_parts_and_positions_map_one_to_one(spec: ViewSetSpec):
+    blocks = [spec.part_rows(part) for part in range(spec.parts)]
+    assert [row for rows in blocks for row in rows] == list(range(spec.rows))
+    assert all(1 <= len(rows) <= spec.rows_per_shard for rows in blocks)
+    assert all(rows[0] // spec.images == rows[-1] // spec.images for rows in blocks), "a part of two views"
+    parts_N, positions_N = spec.parts_of(range(spec.rows)), spec.positions(range(spec.rows))
+    for row, part, position in zip(range(spec.rows), parts_N.tolist(), positions_N.tolist(), strict=True):
+        assert row in blocks[part]
+        assert spec.part_of(row) == part
+        assert divmod(position, spec.rows_per_shard) == (part, row - blocks[part].start)
+    assert len(set(positions_N.tolist())) == spec.rows
+    assert spec.array_rows == positions_N.max() + 1
+    assert spec.array_views(spec.array_rows) == spec.views
+
+
+@given(SPECS, st.integers(1, 6))
+def test_more_views_leave_rows_and_parts_as_they_are(spec: ViewSetSpec, views: int):
+    other = spec.with_views(views)
+    both = min(spec.parts, other.parts)
+    assert [spec.part_rows(part) for part in range(both)] == [other.part_rows(part) for part in range(both)]
+    rows = range(min(spec.rows, other.rows))
+    assert spec.positions(rows).tolist() == other.positions(rows).tolist()
+
+
+@given(SPECS)
+def test_where_no_part_is_short_an_array_holds_the_rows_in_order(spec: ViewSetSpec):
+    """As it was before views could be appended to any number of images: those stores stay as they are."""
+    if spec.views > 1:
+        spec = dataclasses.replace(spec, images=spec.images * spec.rows_per_shard)
+    assert spec.array_rows == spec.rows
+    assert spec.positions(range(spec.rows)).tolist() == list(range(spec.rows))
+    assert spec.parts_of(range(spec.rows)).tolist() == [row // spec.rows_per_shard for row in range(spec.rows)]
 
 
 @pytest.mark.parametrize(

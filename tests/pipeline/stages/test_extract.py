@@ -359,10 +359,10 @@ def test_a_teacher_may_have_a_codec_of_its_own(tmp_path: Path) -> None:
     study = study_of(tiny_recipe(tmp_path, ["teachers.second.codec={name: int8, scale: float16}"], only="sak"))
     extract([study])
     store = Store.open(study.store)
-    for name in store.view_set_names():
-        codecs = {column.spec.teacher: column.spec.codec.to_json() for column in store.columns(name)}
+    for view_set in store.view_sets():
+        codecs = {column.spec.teacher: column.spec.codec.to_json() for column in store.columns(view_set.name)}
         assert codecs == {"first": {"name": "fp32"}, "second": {"name": "int8", "scale": "float16"}}
-        assert set(study_columns(study, view_set=name)) == {"first", "second"}
+        assert set(study_columns(study, view_set=view_set.spec)) == {"first", "second"}
 
 
 @pytest.mark.parametrize("grid", ["2", "[2, 3]"])
@@ -417,7 +417,7 @@ def test_klt_and_int4_columns_are_as_close_as_they_say(tmp_path: Path) -> None:
     live = target_source(study, view_set, kind="online", device=torch.device("cpu")).targets({}, pixels)
     for name, levels in cached.targets(cached.read(rows), pixels).items():
         column = find_columns(
-            store, [study.teachers[name].spec(name)], view_set=view_set.name, codecs={name: study.codec(name)}
+            store, [study.teachers[name].spec(name)], view_set=view_set.spec, codecs={name: study.codec(name)}
         )[name]
         for index, (feat, back) in enumerate(zip(live[name], levels, strict=True)):
             error = float((feat - back).norm() / feat.norm())

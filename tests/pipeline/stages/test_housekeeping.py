@@ -43,7 +43,7 @@ def test_ls_tells_who_uses_a_column_and_who_could(root: Path) -> None:
         users = sum(column.folder in use.commits for use in uses)
         assert users >= 1
         assert line.split("│")[1].strip() == f"{column.name} (fp32)"
-        assert line.split("│")[6].strip() == str(users)
+        assert line.split("│")[7].strip() == str(users)
         assert short_identity(column) in line
     about = short_identity(column)
     assert about.startswith("vit_tiny_patch16_224, levels 0 1 2 3, grid 4x4")
