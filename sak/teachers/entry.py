@@ -89,5 +89,6 @@ class TeacherEntry:
             resize=self.resize,
             mean=self.mean,
             std=self.std,
-            overrides=self.overrides,
+            # A plain dictionary, because specs travel to worker processes.
+            overrides=dict(self.overrides),
         )

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import timm
 
 from sak.errors import TeacherError, UnknownNameError
-from sak.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from sak.teachers.constants import IMAGENET_MEAN, IMAGENET_STD
 from sak.teachers.spec import TeacherSpec
 
 __all__ = ["FAMILIES", "OTHER", "Family", "Statistics", "default_levels", "family_of", "pretrained_tag", "statistics"]

@@ -6,25 +6,28 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from sak.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from sak.teachers.constants import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    QUARTERS_12,
+    QUARTERS_24,
+    QUARTERS_32,
+)
 from sak.teachers.entry import TeacherEntry
 
 __all__ = ["DISTILLED"]
 
-_L12 = (2, 5, 8, 11)
-_L24 = (5, 11, 17, 23)
-_L32 = (7, 15, 23, 31)
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _RADIO = TeacherEntry(
     timm="naflexvit_base_patch16_radio_v3",
-    levels=_L12,
+    levels=QUARTERS_12,
     prefix=8,
     size=768,
     cell=16,
-    mean=_CLIP_MEAN,
-    std=_CLIP_STD,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
     licence="NSCLv1 (NVIDIA, non-commercial)",
     source="https://huggingface.co/nvidia/RADIO-B",
     overrides=MappingProxyType({"pos_embed_align_corners": True}),
@@ -42,7 +45,7 @@ _CRADIO = replace(
 )
 _THEIA = TeacherEntry(
     timm="deit_base_patch16_224",
-    levels=_L12,
+    levels=QUARTERS_12,
     prefix=1,
     size=224,
     cell=16,
@@ -60,20 +63,20 @@ DISTILLED: Mapping[str, TeacherEntry] = MappingProxyType(
         "radio_v2.5_vitl16": replace(
             _RADIO,
             timm="naflexvit_large_patch16_radio_v3",
-            levels=_L24,
+            levels=QUARTERS_24,
             source="https://huggingface.co/nvidia/RADIO-L",
         ),
         "cradio_v3_vitb16": _CRADIO,
         "cradio_v3_vitl16": replace(
             _CRADIO,
             timm="naflexvit_large_patch16_radio_v3.c_radio",
-            levels=_L24,
+            levels=QUARTERS_24,
             source="https://huggingface.co/nvidia/C-RADIOv3-L",
         ),
         "cradio_v3_vith16": replace(
             _CRADIO,
             timm="naflexvit_huge_patch16_radio_v3.c_radio",
-            levels=_L32,
+            levels=QUARTERS_32,
             source="https://huggingface.co/nvidia/C-RADIOv3-H",
         ),
         "theia_vits16": replace(

@@ -6,27 +6,29 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from sak.teachers.constants import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    QUARTERS_12,
+    QUARTERS_24,
+    QUARTERS_27,
+    QUARTERS_32,
+    QUARTERS_50,
+)
 from sak.teachers.entry import TeacherEntry
 
 __all__ = ["LANGUAGE"]
 
-_L12 = (2, 5, 8, 11)
-_L24 = (5, 11, 17, 23)
-_L27 = (6, 13, 19, 26)
-_L32 = (7, 15, 23, 31)
-_L50 = (11, 24, 37, 49)
-_HALF = (0.5, 0.5, 0.5)
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _OPENAI = TeacherEntry(
     timm="vit_base_patch16_clip_quickgelu_224.openai",
-    levels=_L12,
+    levels=QUARTERS_12,
     prefix=1,
     size=224,
     cell=16,
-    mean=_CLIP_MEAN,
-    std=_CLIP_STD,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
     licence="MIT",
     source="https://github.com/openai/CLIP",
     files=("ViT-B-16.pt",),
@@ -57,14 +59,16 @@ _TIMM_CLIP = replace(
 )
 _SIGLIP = TeacherEntry(
     timm="vit_base_patch16_siglip_gap_384.webli",
-    levels=_L12,
+    levels=QUARTERS_12,
     prefix=0,
     size=384,
     cell=16,
-    mean=_HALF,
-    std=_HALF,
+    mean=HALF,
+    std=HALF,
     licence="Apache-2.0",
     source="https://huggingface.co/google/siglip-base-patch16-384",
+    overrides=MappingProxyType({"act_layer": "gelu_tanh"}),
+    note="GELU in its tanh form, as trained; timm's network of that name may have the exact one.",
 )
 _SIGLIP2 = replace(
     _SIGLIP,
@@ -73,23 +77,23 @@ _SIGLIP2 = replace(
 )
 _AIMV2 = TeacherEntry(
     timm="aimv2_large_patch14_224.apple_pt",
-    levels=_L24,
+    levels=QUARTERS_24,
     prefix=0,
     size=224,
     cell=14,
-    mean=_CLIP_MEAN,
-    std=_CLIP_STD,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
     licence="Apple Sample Code License (apple-ascl)",
     source="https://huggingface.co/apple/aimv2-large-patch14-224",
 )
 _PE = TeacherEntry(
     timm="vit_pe_core_base_patch16_224.fb",
-    levels=_L12,
+    levels=QUARTERS_12,
     prefix=1,
     size=224,
     cell=16,
-    mean=_HALF,
-    std=_HALF,
+    mean=HALF,
+    std=HALF,
     licence="Apache-2.0",
     source="https://github.com/facebookresearch/perception_models",
     note="Files in timm's layout only.",
@@ -101,14 +105,14 @@ LANGUAGE: Mapping[str, TeacherEntry] = MappingProxyType(
         "clip_vitl14_openai": replace(
             _OPENAI,
             timm="vit_large_patch14_clip_quickgelu_224.openai",
-            levels=_L24,
+            levels=QUARTERS_24,
             cell=14,
             files=("ViT-L-14.pt",),
         ),
         "clip_vitl14_336_openai": replace(
             _OPENAI,
             timm="vit_large_patch14_clip_quickgelu_336.openai",
-            levels=_L24,
+            levels=QUARTERS_24,
             size=336,
             cell=14,
             files=("ViT-L-14-336px.pt",),
@@ -120,28 +124,28 @@ LANGUAGE: Mapping[str, TeacherEntry] = MappingProxyType(
         ),
         "clip_vitb16_laion2b": _LAION,
         "clip_vitl14_laion2b": replace(
-            _LAION, timm="vit_large_patch14_clip_224.laion2b", levels=_L24, cell=14, mean=_HALF, std=_HALF
+            _LAION, timm="vit_large_patch14_clip_224.laion2b", levels=QUARTERS_24, cell=14, mean=HALF, std=HALF
         ),
-        "clip_vith14_laion2b": replace(_LAION, timm="vit_huge_patch14_clip_224.laion2b", levels=_L32, cell=14),
+        "clip_vith14_laion2b": replace(_LAION, timm="vit_huge_patch14_clip_224.laion2b", levels=QUARTERS_32, cell=14),
         "clip_vitb16_dfn": _DFN,
         "clip_vitl14_dfn": replace(
             _DFN,
             timm="vit_large_patch14_clip_quickgelu_224.dfn2b",
-            levels=_L24,
+            levels=QUARTERS_24,
             cell=14,
             source="https://huggingface.co/apple/DFN2B-CLIP-ViT-L-14",
         ),
         "clip_vith14_dfn": replace(
             _DFN,
             timm="vit_huge_patch14_clip_quickgelu_224.dfn5b",
-            levels=_L32,
+            levels=QUARTERS_32,
             cell=14,
             source="https://huggingface.co/apple/DFN5B-CLIP-ViT-H-14",
         ),
         "clip_vith14_378_dfn": replace(
             _DFN,
             timm="vit_huge_patch14_clip_quickgelu_378.dfn5b",
-            levels=_L32,
+            levels=QUARTERS_32,
             size=378,
             cell=14,
             source="https://huggingface.co/apple/DFN5B-CLIP-ViT-H-14-378",
@@ -150,17 +154,17 @@ LANGUAGE: Mapping[str, TeacherEntry] = MappingProxyType(
         "clip_vitl14_timm": replace(
             _TIMM_CLIP,
             timm="vit_large_patch14_clip_336.laion2b_ft_in12k_in1k",
-            levels=_L24,
+            levels=QUARTERS_24,
             size=336,
             cell=14,
-            mean=_HALF,
-            std=_HALF,
+            mean=HALF,
+            std=HALF,
             source="https://huggingface.co/timm/vit_large_patch14_clip_336.laion2b_ft_in12k_in1k",
         ),
         "clip_vith14_timm": replace(
             _TIMM_CLIP,
             timm="vit_huge_patch14_clip_336.laion2b_ft_in12k_in1k",
-            levels=_L32,
+            levels=QUARTERS_32,
             size=336,
             cell=14,
             source="https://huggingface.co/timm/vit_huge_patch14_clip_336.laion2b_ft_in12k_in1k",
@@ -169,13 +173,13 @@ LANGUAGE: Mapping[str, TeacherEntry] = MappingProxyType(
         "siglip_vitl16": replace(
             _SIGLIP,
             timm="vit_large_patch16_siglip_gap_384.webli",
-            levels=_L24,
+            levels=QUARTERS_24,
             source="https://huggingface.co/google/siglip-large-patch16-384",
         ),
         "siglip_so400m": replace(
             _SIGLIP,
             timm="vit_so400m_patch14_siglip_gap_384.webli",
-            levels=_L27,
+            levels=QUARTERS_27,
             cell=14,
             source="https://huggingface.co/google/siglip-so400m-patch14-384",
         ),
@@ -183,13 +187,13 @@ LANGUAGE: Mapping[str, TeacherEntry] = MappingProxyType(
         "siglip2_vitl16": replace(
             _SIGLIP2,
             timm="vit_large_patch16_siglip_gap_384.v2_webli",
-            levels=_L24,
+            levels=QUARTERS_24,
             source="https://huggingface.co/google/siglip2-large-patch16-384",
         ),
         "siglip2_so400m": replace(
             _SIGLIP2,
             timm="vit_so400m_patch16_siglip_gap_384.v2_webli",
-            levels=_L27,
+            levels=QUARTERS_27,
             source="https://huggingface.co/google/siglip2-so400m-patch16-384",
         ),
         "aimv2_large": _AIMV2,
@@ -199,14 +203,16 @@ LANGUAGE: Mapping[str, TeacherEntry] = MappingProxyType(
             source="https://huggingface.co/apple/aimv2-huge-patch14-224",
         ),
         "pe_core_vitb16": _PE,
-        "pe_core_vitl14": replace(_PE, timm="vit_pe_core_large_patch14_336.fb", levels=_L24, size=336, cell=14),
+        "pe_core_vitl14": replace(_PE, timm="vit_pe_core_large_patch14_336.fb", levels=QUARTERS_24, size=336, cell=14),
         "pe_spatial_vitb16": replace(_PE, timm="vit_pe_spatial_base_patch16_512.fb", size=512),
-        "pe_spatial_vitl14": replace(_PE, timm="vit_pe_spatial_large_patch14_448.fb", levels=_L24, size=448, cell=14),
+        "pe_spatial_vitl14": replace(
+            _PE, timm="vit_pe_spatial_large_patch14_448.fb", levels=QUARTERS_24, size=448, cell=14
+        ),
         "pe_spatial_vitg14": replace(
             # Without a class token, unlike its smaller siblings.
             _PE,
             timm="vit_pe_spatial_gigantic_patch14_448.fb",
-            levels=_L50,
+            levels=QUARTERS_50,
             prefix=0,
             size=448,
             cell=14,

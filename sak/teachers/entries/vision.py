@@ -6,20 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from sak.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from sak.teachers.constants import HALF, IMAGENET_MEAN, IMAGENET_STD, QUARTERS_12, QUARTERS_24, QUARTERS_32, QUARTERS_40
 from sak.teachers.entry import TeacherEntry
 
 __all__ = ["VISION"]
 
-_L12 = (2, 5, 8, 11)
-_L24 = (5, 11, 17, 23)
-_L32 = (7, 15, 23, 31)
-_L40 = (9, 19, 29, 39)
-_HALF = (0.5, 0.5, 0.5)
 
 _DINOV2 = TeacherEntry(
     timm="vit_base_patch14_dinov2.lvd142m",
-    levels=_L12,
+    levels=QUARTERS_12,
     prefix=1,
     size=518,
     cell=14,
@@ -45,12 +40,12 @@ _DINOV3 = replace(
 )
 _VIT = TeacherEntry(
     timm="vit_base_patch16_384.augreg_in21k_ft_in1k",
-    levels=_L12,
+    levels=QUARTERS_12,
     prefix=1,
     size=384,
     cell=16,
-    mean=_HALF,
-    std=_HALF,
+    mean=HALF,
+    std=HALF,
     licence="Apache-2.0",
     source="https://github.com/google-research/vision_transformer",
 )
@@ -68,7 +63,7 @@ _SWIN = TeacherEntry(
 )
 _SAM = TeacherEntry(
     timm="samvit_base_patch16.sa1b",
-    levels=_L12,
+    levels=QUARTERS_12,
     prefix=0,
     size=1024,
     cell=16,
@@ -98,10 +93,10 @@ VISION: Mapping[str, TeacherEntry] = MappingProxyType(
         ),
         "dinov2_vitb14": _DINOV2,
         "dinov2_vitl14": replace(
-            _DINOV2, timm="vit_large_patch14_dinov2.lvd142m", levels=_L24, files=("dinov2_vitl14_pretrain.pth",)
+            _DINOV2, timm="vit_large_patch14_dinov2.lvd142m", levels=QUARTERS_24, files=("dinov2_vitl14_pretrain.pth",)
         ),
         "dinov2_vitg14": replace(
-            _DINOV2, timm="vit_giant_patch14_dinov2.lvd142m", levels=_L40, files=("dinov2_vitg14_pretrain.pth",)
+            _DINOV2, timm="vit_giant_patch14_dinov2.lvd142m", levels=QUARTERS_40, files=("dinov2_vitg14_pretrain.pth",)
         ),
         "dinov2_vits14_reg": replace(
             _DINOV2_REG, timm="vit_small_patch14_reg4_dinov2.lvd142m", files=("dinov2_vits14_reg4_pretrain.pth",)
@@ -110,22 +105,24 @@ VISION: Mapping[str, TeacherEntry] = MappingProxyType(
         "dinov2_vitl14_reg": replace(
             _DINOV2_REG,
             timm="vit_large_patch14_reg4_dinov2.lvd142m",
-            levels=_L24,
+            levels=QUARTERS_24,
             files=("dinov2_vitl14_reg4_pretrain.pth",),
         ),
         "dinov2_vitg14_reg": replace(
             _DINOV2_REG,
             timm="vit_giant_patch14_reg4_dinov2.lvd142m",
-            levels=_L40,
+            levels=QUARTERS_40,
             files=("dinov2_vitg14_reg4_pretrain.pth",),
         ),
         "dinov3_vits16": replace(_DINOV3, timm="vit_small_patch16_dinov3.lvd1689m"),
         "dinov3_vitb16": _DINOV3,
-        "dinov3_vitl16": replace(_DINOV3, timm="vit_large_patch16_dinov3.lvd1689m", levels=_L24),
-        "dinov3_vith16plus": replace(_DINOV3, timm="vit_huge_plus_patch16_dinov3.lvd1689m", levels=_L32),
+        "dinov3_vitl16": replace(_DINOV3, timm="vit_large_patch16_dinov3.lvd1689m", levels=QUARTERS_24),
+        "dinov3_vith16plus": replace(_DINOV3, timm="vit_huge_plus_patch16_dinov3.lvd1689m", levels=QUARTERS_32),
         "sam_vitb": _SAM,
-        "sam_vitl": replace(_SAM, timm="samvit_large_patch16.sa1b", levels=_L24, files=("sam_vit_l_0b3195.pth",)),
-        "sam_vith": replace(_SAM, timm="samvit_huge_patch16.sa1b", levels=_L32, files=("sam_vit_h_4b8939.pth",)),
+        "sam_vitl": replace(
+            _SAM, timm="samvit_large_patch16.sa1b", levels=QUARTERS_24, files=("sam_vit_l_0b3195.pth",)
+        ),
+        "sam_vith": replace(_SAM, timm="samvit_huge_patch16.sa1b", levels=QUARTERS_32, files=("sam_vit_h_4b8939.pth",)),
         "sam2_hiera_tiny": _SAM2,
         "sam2_hiera_small": replace(
             _SAM2, timm="sam2_hiera_small.fb_r896_2pt1", levels=(4, 7, 10, 13), files=("sam2.1_hiera_small.pt",)
@@ -145,7 +142,7 @@ VISION: Mapping[str, TeacherEntry] = MappingProxyType(
         "swin_large": replace(_SWIN, timm="swin_large_patch4_window12_384.ms_in22k_ft_in1k", size=384),
         "vit_small": replace(_VIT, timm="vit_small_patch16_384.augreg_in21k_ft_in1k"),
         "vit_base": _VIT,
-        "vit_large": replace(_VIT, timm="vit_large_patch16_384.augreg_in21k_ft_in1k", levels=_L24),
-        "vit_huge": replace(_VIT, timm="vit_huge_patch14_224.orig_in21k", levels=_L32, size=224, cell=14),
+        "vit_large": replace(_VIT, timm="vit_large_patch16_384.augreg_in21k_ft_in1k", levels=QUARTERS_24),
+        "vit_huge": replace(_VIT, timm="vit_huge_patch14_224.orig_in21k", levels=QUARTERS_32, size=224, cell=14),
     }
 )
