@@ -44,10 +44,11 @@ def teachers_ls(
 ) -> None:
     """List the teachers that a recipe can name, each with its own preprocessing, levels and licence.
 
-    In a recipe: teachers: {dinov2: {name: dinov2_vitb14, pretrained: true}}, or checkpoint: FILE. Files load in timm's
-    names and in those of OpenAI, OpenCLIP, DINOv2, SAM, SAM 2, AIMv2, RADIO, Theia and the transformers package; every
-    key must find its place. The column weights tells whether they are on this machine: in the hub's or torch's cache,
-    or in --weights. Any other timm model is a teacher too: timm: MODEL.
+    In a recipe: teachers: {dinov2: {name: dinov2_vitb14, pretrained: true}}, or checkpoint: FILE.
+
+    Files load under timm's names and under those of OpenAI, OpenCLIP, DINOv2, DINOv3, SAM, SAM 2, AIMv2, RADIO, Theia
+    and the transformers package; every key must find its place. "weights" tells whether they are on this machine: in
+    the cache of the hub or of torch, or in --weights. Any other timm model is a teacher too: timm: MODEL.
     """
     from pipeline.stages.teachers import about_teachers, find_teachers, ls_table
 

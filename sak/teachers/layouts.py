@@ -1,131 +1,18 @@
-"""The names that published weights have, and how each becomes a timm state dict: all of it, or an error.
+"""The names under which weights are published, one entry each, recognised by a key that no other has.
 
-Every key of a file is read by a rule or dropped by one; ``load_strict`` then demands that every key of the network was
-filled. A layout is recognised by one key that no other has. Nothing is interpolated here.
-
-Legend: B the leading 1 of a token parameter, N tokens, C channels, P patch rows or columns.
+Legend: B the leading 1 of a token parameter, N tokens, C channels, F values of a patch.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
 
-from sak.errors import CheckpointError
+from sak.teachers.layout import Layout, Rule, State
 
-__all__ = ["LAYOUTS", "Converted", "Layout", "convert", "find_layout"]
-
-State: TypeAlias = dict[str, Tensor]
-Rule: TypeAlias = tuple[str, str]
-
-_SHOWN = 6
-_PARTS = ("q", "k", "v")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Names of one publisher.
-
-    Attributes:
-        marker: Matches a key that only this layout has.
-        rules: Pairs (regular expression of a whole key, its timm name). A timm name that ends in ``[q]``, ``[k]`` or
-            ``[v]`` takes that third of a fused parameter.
-        drop: Regular expressions of keys that the maps do not depend on: text towers, decoders, poolings.
-        finish: What no renaming can do, on the renamed state: joining, splitting, adding axes.
-        absent: Prefixes of timm's names that this layout lacks and the maps do not depend on.
-    """
-
-    marker: str
-    rules: Sequence[Rule]
-    drop: Sequence[str] = ()
-    finish: Callable[[State], State] = dict
-    absent: tuple[str, ...] = ()
-
-
-class Converted(NamedTuple):
-    """A state dict in timm's names; ``layout`` is what it was in, ``absent`` prefixes it rightly lacks."""
-
-    state: State
-    layout: str
-    absent: tuple[str, ...]
-
-
-def find_layout(keys: Sequence[str], /) -> str:
-    """The name of the layout that keys are in; ``timm`` where none is recognised."""
-    for name, layout in LAYOUTS.items():
-        marker = re.compile(layout.marker)
-        if any(marker.fullmatch(key) for key in keys):
-            return name
-    return "timm"
-
-
-def convert(state: Mapping[str, Tensor], /, *, where: str) -> Converted:
-    """Give a published state dict timm's names.
-
-    Args:
-        where: Whose state it is, for errors.
-
-    Raises:
-        CheckpointError: A key is neither read nor dropped on purpose, or a part of a fused parameter is missing; the
-            message names the first ones.
-    """
-    name = find_layout(list(state))
-    if name == "timm":
-        return Converted(dict(state), name, ())
-    layout = LAYOUTS[name]
-    rules = [(re.compile(pattern), target) for pattern, target in layout.rules]
-    dropped = [re.compile(pattern) for pattern in layout.drop]
-    renamed: State = {}
-    unknown = []
-    for key, tensor in state.items():
-        target = next((match.expand(to) for pattern, to in rules if (match := pattern.fullmatch(key))), None)
-        if target is not None:
-            _put(renamed, target, tensor, where=where)
-        elif not any(pattern.fullmatch(key) for pattern in dropped):
-            unknown.append(key)
-    if unknown:
-        raise CheckpointError(
-            f"{where}: expected only keys of the {name} layout, got {len(unknown)} others: {_shorten(unknown)};"
-            " is it this teacher's checkpoint, whole and unmodified? If so, save its backbone in timm's names"
-        )
-    return Converted(layout.finish(_fuse(renamed, where=where)), name, layout.absent)
-
-
-def _put(state: State, target: str, tensor: Tensor, /, *, where: str) -> None:
-    if target in state:
-        raise CheckpointError(
-            f"{where}: expected one key for {target}, got two; it holds more than one network: save the one alone"
-        )
-    state[target] = tensor
-
-
-def _fuse(state: State, /, *, where: str) -> State:
-    """Concatenate ``name[q]``, ``name[k]`` and ``name[v]`` into ``name``."""
-    fused: State = {}
-    for key, tensor in state.items():
-        stem, bracket, _ = key.partition("[")
-        if not bracket:
-            fused[key] = tensor
-        elif stem not in fused:
-            missing = [f"{stem}[{part}]" for part in _PARTS if f"{stem}[{part}]" not in state]
-            if missing:
-                raise CheckpointError(
-                    f"{where}: expected query, key and value of {stem}, found no {_shorten(missing)};"
-                    " fetch the file again"
-                )
-            fused[stem] = torch.cat([state[f"{stem}[{part}]"] for part in _PARTS])
-    return fused
-
-
-def _shorten(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+__all__ = ["LAYOUTS"]
 
 
 def _with_axes(state: State, /) -> State:
@@ -167,9 +54,18 @@ def _radio(state: State, /) -> State:
     )
 
 
+def _gated(state: State, /) -> State:
+    """A gated network's second projection is the first one of a plain network by name."""
+    gates = {key for key in state if ".mlp.fc1_g." in key}
+    return {
+        key.replace(".mlp.fc1.", ".mlp.fc1_x.") if key.replace(".mlp.fc1.", ".mlp.fc1_g.") in gates else key: tensor
+        for key, tensor in state.items()
+    }
+
+
 def _qkv(source: str, target: str, parts: tuple[str, str, str], /) -> tuple[Rule, ...]:
     """Rules for separate projections; ``{}`` in ``source`` stands for the part's name."""
-    return tuple((source.format(name), rf"{target}[{part}]") for name, part in zip(parts, _PARTS, strict=True))
+    return tuple((source.format(name), rf"{target}[{part}]") for name, part in zip(parts, "qkv", strict=True))
 
 
 _HF_BLOCK = r"(?:vision_model\.)encoder\.layers\.(\d+)\."
@@ -243,6 +139,28 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             finish=_with_axes,
             absent=("attn_pool.",),
         ),
+        # OpenCLIP around a network of timm's, as it has SigLIP.
+        "open_clip_timm": Layout(
+            marker=r"visual\.trunk\.patch_embed\.proj\.weight",
+            rules=((r"visual\.trunk\.(.+)", r"\1"),),
+            drop=(r"visual\.head\..+", r"text\..+", r"logit_(scale|bias)"),
+            absent=("attn_pool.",),
+        ),
+        # Before dinov2, whose mask token it has too. Its distilled networks have biases of query and value that are zero.
+        "dinov3": Layout(
+            marker=r"storage_tokens",
+            rules=(
+                (r"cls_token|patch_embed\.proj\..+|norm\.(?:weight|bias)", r"\g<0>"),
+                (r"storage_tokens", "reg_token"),
+                (r"blocks\.(\d+)\.ls([12])\.gamma", r"blocks.\1.gamma_\2"),
+                (r"blocks\.(\d+)\.mlp\.w1\.(.+)", r"blocks.\1.mlp.fc1_g.\2"),
+                (r"blocks\.(\d+)\.mlp\.w2\.(.+)", r"blocks.\1.mlp.fc1_x.\2"),
+                (r"blocks\.(\d+)\.mlp\.w3\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+                (r"blocks\.\d+\.(?:norm[12]|attn\.proj|mlp\.fc[12])\..+|blocks\.\d+\.attn\.qkv\.weight", r"\g<0>"),
+            ),
+            drop=(r"mask_token", r"rope_embed\.periods", r"blocks\.\d+\.attn\.qkv\.bias_mask", r"local_cls_norm\..+"),
+            zero=(r"blocks\.\d+\.attn\.qkv\.bias",),
+        ),
         # Training checkpoints number blocks within chunks: blocks.CHUNK.BLOCK.
         "dinov2": Layout(
             marker=r"mask_token",
@@ -267,6 +185,25 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             ),
             drop=_HF_VIT_DROP,
             finish=_registers,
+        ),
+        "transformers_dinov3": Layout(
+            marker=r"embeddings\.patch_embeddings\.weight",
+            rules=(
+                (r"embeddings\.cls_token", "cls_token"),
+                (r"embeddings\.register_tokens", "reg_token"),
+                (r"embeddings\.patch_embeddings\.(.+)", r"patch_embed.proj.\1"),
+                (r"norm\.(.+)", r"norm.\1"),
+                *_qkv(r"layer\.(\d+)\.attention\.{}_proj\.weight", r"blocks.\1.attn.qkv.weight", ("q", "k", "v")),
+                (r"layer\.(\d+)\.attention\.o_proj\.(.+)", r"blocks.\1.attn.proj.\2"),
+                (r"layer\.(\d+)\.norm([12])\.(.+)", r"blocks.\1.norm\2.\3"),
+                (r"layer\.(\d+)\.layer_scale([12])\.lambda1", r"blocks.\1.gamma_\2"),
+                (r"layer\.(\d+)\.mlp\.gate_proj\.(.+)", r"blocks.\1.mlp.fc1_g.\2"),
+                (r"layer\.(\d+)\.mlp\.up_proj\.(.+)", r"blocks.\1.mlp.fc1.\2"),
+                (r"layer\.(\d+)\.mlp\.down_proj\.(.+)", r"blocks.\1.mlp.fc2.\2"),
+            ),
+            drop=(r"embeddings\.mask_token",),
+            zero=(r"layer\.\d+\.attention\.[qkv]_proj\.bias",),
+            finish=_gated,
         ),
         # Plain ViT and DeiT; Theia's backbone is one.
         "transformers_vit": Layout(

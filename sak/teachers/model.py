@@ -20,8 +20,8 @@ from sak.errors import TeacherError
 from sak.grids import pool_map
 from sak.hub import impatient_hub
 from sak.preprocess import Prepared, crop_to_content, fit_size, long_side_size, normalise, pad_to, resize_image
+from sak.teachers.conversion import convert
 from sak.teachers.families import Family, default_levels, family_of, statistics
-from sak.teachers.layouts import convert
 from sak.teachers.packaged import weights_file
 from sak.teachers.spec import TeacherSpec
 from sak.weights import load_strict, load_weights

@@ -36,7 +36,6 @@ _DINOV3 = replace(
     licence="DINOv3 License (terms of use to be accepted)",
     source="https://github.com/facebookresearch/dinov3",
     files=(),
-    note="Files in timm's layout only.",
 )
 _VIT = TeacherEntry(
     timm="vit_base_patch16_384.augreg_in21k_ft_in1k",

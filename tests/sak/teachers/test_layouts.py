@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sak.errors import CheckpointError
+from sak.teachers.conversion import convert, find_layout
 from sak.teachers.entry import Weights
-from sak.teachers.layouts import LAYOUTS, convert, find_layout
+from sak.teachers.layouts import LAYOUTS
 from sak.teachers.model import Teacher, load_teacher, meta_teacher
 from sak.teachers.published import PUBLISHED
 from sak.teachers.spec import TeacherSpec
@@ -158,6 +159,81 @@ def test_transformers(tmp_path: Path, name: str, config: str, model: str, prefix
     assert_same(teacher.features(image(64, 64)), maps)
 
 
+def dinov3(transformers: Any, **more: Any) -> Any:
+    """A small DINOv3 of the transformers package, its biases of query, key and value zero as published."""
+    known = {key: value for key, value in HF.items() if key != "mlp_ratio"}
+    return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**known, num_register_tokens=4, **more))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "gated"), [("dinov3_vitb16", False), ("dinov3_vith16plus", True)])
+def test_dinov3(tmp_path: Path, name: str, gated: bool) -> None:
+    """Under the names of the transformers package, and those back in Meta's."""
+    transformers = pytest.importorskip("transformers")
+    network = dinov3(transformers, use_gated_mlp=gated, **({"hidden_act": "silu"} if gated else {}))
+    state = randomised(network)
+    for key, value in state.items():
+        if re.search(r"[qkv]_proj\.bias", key):
+            value.zero_()
+    network.load_state_dict(state, strict=False)
+    maps = hooked(network.layer, prefix=5, grid=(4, 4))
+    network(image(64, 64))
+    teacher = loaded(name, state, tmp_path)
+    assert_same(teacher.features(image(64, 64)), maps)
+
+    fused = {key.replace("_proj.", "_proj_"): value for key, value in state.items() if not key.endswith("mask_token")}
+    meta = rename_keys(fused, META_DINOV3_GATED if gated else META_DINOV3)
+    for block in range(4):
+        parts = [meta.pop(f"{block}.{part}") for part in "qkv"]
+        meta = {key: value for key, value in meta.items() if not re.fullmatch(rf"{block}\.[qkv]\.bias", key)}
+        meta[f"blocks.{block}.attn.qkv.weight"] = torch.cat(parts)
+        meta[f"blocks.{block}.attn.qkv.bias"] = torch.zeros(72)
+        meta[f"blocks.{block}.attn.qkv.bias_mask"] = torch.ones(72)
+    meta |= {"mask_token": torch.ones(1, 24), "rope_embed.periods": torch.ones(4)}
+    again = loaded(name, meta, tmp_path)
+    assert_same(again.features(image(64, 64)), maps)
+
+    meta["blocks.1.attn.qkv.bias"] = torch.ones(72)
+    with pytest.raises(CheckpointError, match=r"expected zeros in blocks\.1\.attn\.qkv\.bias.*timm: MODEL"):
+        loaded(name, meta, tmp_path)
+
+
+META_COMMON = (
+    (r"embeddings\.cls_token", "cls_token"),
+    (r"embeddings\.register_tokens", "storage_tokens"),
+    (r"embeddings\.patch_embeddings\.(.+)", r"patch_embed.proj.\1"),
+    (r"layer\.(\d+)\.attention\.([qkv])_proj_weight", r"\1.\2"),
+    (r"layer\.(\d+)\.attention\.([qkv])_proj_bias", r"\1.\2.bias"),
+    (r"layer\.(\d+)\.attention\.o_proj_(.+)", r"blocks.\1.attn.proj.\2"),
+    (r"layer\.(\d+)\.norm([12])\.(.+)", r"blocks.\1.norm\2.\3"),
+    (r"layer\.(\d+)\.layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+)
+META_DINOV3 = (
+    *META_COMMON,
+    (r"layer\.(\d+)\.mlp\.up_proj_(.+)", r"blocks.\1.mlp.fc1.\2"),
+    (r"layer\.(\d+)\.mlp\.down_proj_(.+)", r"blocks.\1.mlp.fc2.\2"),
+)
+META_DINOV3_GATED = (
+    *META_COMMON,
+    (r"layer\.(\d+)\.mlp\.gate_proj_(.+)", r"blocks.\1.mlp.w1.\2"),
+    (r"layer\.(\d+)\.mlp\.up_proj_(.+)", r"blocks.\1.mlp.w2.\2"),
+    (r"layer\.(\d+)\.mlp\.down_proj_(.+)", r"blocks.\1.mlp.w3.\2"),
+)
+
+
+@torch.no_grad()
+def test_open_clip_around_timm(tmp_path: Path) -> None:
+    """As OpenCLIP saves SigLIP: a timm network with a pooling that this one lacks."""
+    spec = replace(PUBLISHED["siglip_vitb16"].spec("t", weights=Weights(random=1)), levels=(0, 1, 2, 3))
+    teacher = load_teacher(replace(spec, overrides={**spec.overrides, **SMALL, "img_size": 64}))
+    state = {f"visual.trunk.{key}": value for key, value in teacher.network.state_dict().items()}
+    state |= {"visual.trunk.attn_pool.latent": torch.ones(1), "text.x": torch.ones(1), "logit_bias": torch.ones(1)}
+    again = loaded("siglip_vitb16", state, tmp_path, img_size=64)
+    assert all(
+        torch.equal(a, b) for a, b in zip(teacher.features(image(64, 64)), again.features(image(64, 64)), strict=True)
+    )
+
+
 @torch.no_grad()
 def test_sam(tmp_path: Path) -> None:
     """Windowed and global attention with relative positions, under Meta's names."""
@@ -296,7 +372,10 @@ EXAMPLES = {
     "open_clip": "visual.class_embedding",
     "transformers_clip": "vision_model.embeddings.class_embedding",
     "transformers_siglip": "vision_model.embeddings.patch_embedding.bias",
+    "open_clip_timm": "visual.trunk.patch_embed.proj.weight",
     "dinov2": "mask_token",
+    "dinov3": "storage_tokens",
+    "transformers_dinov3": "embeddings.patch_embeddings.weight",
     "transformers_dinov2": "dinov2.encoder.layer.0.layer_scale1.lambda1",
     "transformers_vit": "backbone.model.encoder.layer.11.layernorm_before.weight",
     "sam": "image_encoder.patch_embed.proj.weight",
