@@ -146,7 +146,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             drop=(r"visual\.head\..+", r"text\..+", r"logit_(scale|bias)"),
             absent=("attn_pool.",),
         ),
-        # Before dinov2, whose mask token it has too. Its distilled networks have biases of query and value that are zero.
+        # Before dinov2, whose mask token it has too. Its distilled networks' biases of query and value are zero.
         "dinov3": Layout(
             marker=r"storage_tokens",
             rules=(
