@@ -19,6 +19,7 @@ import typer
 from pipeline.commands.bench import bench_app
 from pipeline.commands.store import store_app
 from pipeline.commands.tables import print_table
+from pipeline.commands.teachers import teachers_app
 
 if TYPE_CHECKING:
     from pipeline.recipes import Recipe
@@ -43,7 +44,6 @@ app = typer.Typer(
     Exit codes: 0 done, 1 damage found by sak store verify or left by repair, 2 input to correct, 130 interrupted.""",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
-teachers_app = typer.Typer(no_args_is_help=True, help="Built-in teachers.")
 app.add_typer(store_app, name="store")
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
@@ -208,15 +208,6 @@ def data_scenes(
 
     write_scenes(layout.value, out=out, train=train, val=val, size=size, seed=seed)
     print(f"{train} training and {val} validation scenes in {out}")
-
-
-@teachers_app.command("ls", epilog="Example:  sak teachers ls")
-def teachers_ls() -> None:
-    """List the built-in teachers; any timm model is a teacher too (timm: NAME in a recipe)."""
-    from pipeline.stages.inspect import list_teachers
-
-    for line in list_teachers():
-        print(line)
 
 
 def _stages(stages: Sequence[str], recipe: Recipe, only: list[str] | None) -> None:

@@ -11,11 +11,13 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from pipeline.config_checks import positive
+from sak.teachers.entry import Weights
+from sak.teachers.published import published_teacher
 from sak.teachers.registry import teacher_spec
 from sak.teachers.spec import TeacherSpec
 from store.codecs.registry import choice_json
 
-__all__ = ["STRICT", "CodecValue", "ExtractConfig", "Size", "TeacherConfig"]
+__all__ = ["STRICT", "CodecValue", "ExtractConfig", "InputSize", "Size", "TeacherConfig"]
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -25,8 +27,12 @@ Size: TypeAlias = int | tuple[int, int]
 CodecValue: TypeAlias = str | dict[str, bool | int | float | str]
 """A codec: its name, or a mapping of ``name`` and options, ``{name: fp16, clip: true}``."""
 
-# What a built-in teacher takes beside its name.
-_TEACHER_CHOICES = ("resize", "normalization", "alignment", "grid", "codec")
+InputSize: TypeAlias = Size | Literal["view", "native"]
+"""What a teacher sees: a size, the view's own, or the one a published teacher was trained at."""
+
+# What a teacher that names its own network takes beside that name.
+_BUILTIN_TAKES = ("resize", "normalization", "alignment", "grid", "codec")
+_NAMED_LACKS = ("timm", "mean", "std")
 
 
 def _pair(size: Size | None) -> tuple[int, int] | None:
@@ -35,20 +41,23 @@ def _pair(size: Size | None) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class TeacherConfig:
-    """A teacher: ``builtin`` by name, or any ``timm`` model with weights from a file, the hub or a seed.
+    """A teacher: a published one by ``name``, ``builtin`` by name, or any ``timm`` model.
 
-    ``grid`` is what its maps are pooled to before they are stored or compared: ``native``, 24, or [24, 32]. ``codec``
-    takes the place of ``extract.codec`` for this teacher's columns.
+    Weights of a published or timm teacher come from a file, the hub or a seed. A published one brings its levels, input
+    size, resizing and statistics; ``levels``, ``input_size`` and ``resize`` take their places, and ``overrides`` add
+    to its own. ``grid`` is what its maps are pooled to before they are stored or compared: ``native``, 24, or [24, 32].
+    ``codec`` takes the place of ``extract.codec`` for this teacher's columns.
     """
 
+    name: str = ""
     builtin: str = ""
     timm: str = ""
     checkpoint: str | None = None
     pretrained: bool = False
     random: int | None = None
     levels: tuple[int, ...] = ()
-    input_size: Size | None = None
-    resize: Literal["squash", "long_side_pad"] = "squash"
+    input_size: InputSize | None = None
+    resize: Literal["squash", "long_side_pad"] | None = None
     normalization: Literal["native", "reference"] = "native"
     alignment: Literal["exact", "reference"] = "exact"
     mean: tuple[float, float, float] | None = None
@@ -66,42 +75,82 @@ class TeacherConfig:
         """The model-side description of this teacher under the recipe's name for it.
 
         Raises:
-            ValueError: A built-in is given other options than its name, or the options contradict each other.
+            ValueError: A teacher that names its own network is given what it brings itself, or options contradict
+                each other.
         """
-        grid = None if self.grid == "native" else _pair(self.grid)
         if self.builtin:
-            others = {
-                item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "builtin"
-            }
-            if any(value for name, value in others.items() if name not in _TEACHER_CHOICES):
-                raise ValueError(f"teacher: builtin {self.builtin} is complete in itself; drop its other keys")
-            spec, native = teacher_spec(self.builtin), self.normalization == "native"
-            return dataclasses.replace(
+            return self._builtin(name)
+        return self._published(name) if self.name else self._timm(name)
+
+    def _builtin(self, name: str) -> TeacherSpec:
+        others = [item.name for item in dataclasses.fields(self) if item.name not in ("builtin", *_BUILTIN_TAKES)]
+        if any(getattr(self, other) for other in others):
+            raise ValueError(f"teacher: builtin {self.builtin} is complete in itself; drop its other keys")
+        return self._asked(dataclasses.replace(teacher_spec(self.builtin), name=name))
+
+    def _published(self, name: str) -> TeacherSpec:
+        extra = [key for key in _NAMED_LACKS if getattr(self, key)]
+        if extra:
+            raise ValueError(f"teacher: {self.name} brings its own {', '.join(extra)}; drop them, or give timm alone")
+        entry = published_teacher(self.name)
+        spec = entry.spec(name, weights=self._weights())
+        size, resize = spec.input_size, self.resize or spec.resize
+        if self.input_size == "native":
+            size = (entry.size, entry.size)
+        elif self.input_size == "view":
+            size, resize = None, self.resize or "squash"
+        elif self.input_size is not None:
+            size = _pair(self.input_size)
+        return self._asked(
+            dataclasses.replace(
                 spec,
-                name=name,
-                resize=self.resize,
-                normalization=self.normalization,
-                alignment=self.alignment,
-                grid=grid,
-                mean=spec.mean if native else None,
-                std=spec.std if native else None,
+                levels=self.levels or spec.levels,
+                input_size=size,
+                resize=resize,
+                overrides={**spec.overrides, **self.overrides},
             )
+        )
+
+    def _timm(self, name: str) -> TeacherSpec:
+        if self.input_size == "native":
+            raise ValueError("teacher: input_size: native is for published teachers; give rows and columns")
+        weights = self._weights()
         return TeacherSpec(
             name=name,
             timm=self.timm,
-            checkpoint=Path(self.checkpoint) if self.checkpoint else None,
-            pretrained=self.pretrained,
-            random=self.random,
+            checkpoint=weights.checkpoint,
+            pretrained=weights.pretrained,
+            random=weights.random,
             levels=self.levels,
-            input_size=_pair(self.input_size),
-            resize=self.resize,
+            input_size=None if self.input_size == "view" else _pair(self.input_size),
+            resize=self.resize or "squash",
             mean=self.mean,
             std=self.std,
             normalization=self.normalization,
             alignment=self.alignment,
-            grid=grid,
+            grid=self._grid(),
             overrides=self.overrides,
         )
+
+    def _asked(self, spec: TeacherSpec) -> TeacherSpec:
+        """A teacher with its own statistics, and what a recipe may ask of any."""
+        native = self.normalization == "native"
+        return dataclasses.replace(
+            spec,
+            resize=self.resize or spec.resize,
+            normalization=self.normalization,
+            alignment=self.alignment,
+            grid=self._grid(),
+            mean=spec.mean if native else None,
+            std=spec.std if native else None,
+        )
+
+    def _grid(self) -> tuple[int, int] | None:
+        return None if self.grid == "native" else _pair(self.grid)
+
+    def _weights(self) -> Weights:
+        checkpoint = Path(self.checkpoint) if self.checkpoint else None
+        return Weights(checkpoint=checkpoint, pretrained=self.pretrained, random=self.random)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

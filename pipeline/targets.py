@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Study
+from pipeline.mismatch import difference, nearest
 from sak.teachers.identity import teacher_identity
 from sak.teachers.model import Teacher, load_teacher
 from sak.teachers.spec import TeacherSpec
@@ -38,6 +39,8 @@ __all__ = [
     "target_source",
     "teacher_specs",
 ]
+
+_FINGERPRINT = "-[0-9a-f]{16}"
 
 # teacher -> level -> part name -> tensor (B, ...): what crosses disk and PCIe
 Encoded = dict[str, list[dict[str, Tensor]]]
@@ -157,7 +160,7 @@ def find_column(store: Store, spec: TeacherSpec, /, *, view_set: ViewSetSpec, co
     identity, wanted = teacher_identity(spec), choice_json(codec)
     damage: StoreError | None = None
     for name in store.column_names(view_set.name):
-        if not re.fullmatch(re.escape(spec.name) + "-[0-9a-f]{16}", name):
+        if not re.fullmatch(re.escape(spec.name) + _FINGERPRINT, name):
             continue
         try:
             column = store.column(view_set.name, name, views=view_set.views)
@@ -190,10 +193,22 @@ def find_columns(
         if column is None or column.missing_parts():
             state = "absent" if column is None else f"incomplete ({len(column.missing_parts())} shards missing)"
             what = f"the {codec_label(codec)} column of teacher {spec.name} over view set {view_set.name}"
-            raise MissingColumnError(f"store {store.root.url}: {what} is {state}")
+            other = _other_column(store, spec, view_set=view_set.name) if column is None and known else ""
+            raise MissingColumnError(f"store {store.root.url}: {what} is {state}{other}")
         column.check_join(column.view_set)
         found[spec.name] = column
     return found
+
+
+def _other_column(store: Store, spec: TeacherSpec, /, *, view_set: str) -> str:
+    """How the nearest column of a teacher's name differs from what a recipe asks for; empty where there is none."""
+    names = [name for name in store.column_names(view_set) if re.fullmatch(re.escape(spec.name) + _FINGERPRINT, name)]
+    wanted, held = teacher_identity(spec), {name: store.column(view_set, name).spec.identity for name in names}
+    if not held:
+        return ""
+    name = nearest(wanted, held)
+    told = difference(wanted, held[name])
+    return f"; {name} holds {told}" if told else f"; {name} is of another codec"
 
 
 def teacher_specs(study: Study, /) -> dict[str, TeacherSpec]:

@@ -14,8 +14,6 @@ from torch.nn import functional
 from sak.errors import SakError
 
 __all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
     "Prepared",
     "crop_to_content",
     "fit_size",
@@ -24,9 +22,6 @@ __all__ = [
     "pad_to",
     "resize_image",
 ]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Prepared(NamedTuple):

@@ -31,6 +31,7 @@ COMMANDS = [
     ["bench", "store"],
     ["data", "scenes"],
     ["teachers", "ls"],
+    ["teachers", "info"],
 ]
 
 
@@ -173,14 +174,21 @@ def test_scenes_in_each_layout_are_read_back_by_a_recipe(layout: str, source: st
     assert "4/4" in sak("store", "ls", "store", cwd=tmp_path).out
 
 
-def test_teachers_ls(tmp_path: Path) -> None:
-    listed = sak("teachers", "ls", cwd=tmp_path)
-    assert listed.code == 0
-    assert [line.split(":")[0] for line in listed.out.splitlines()] == [
+def test_teachers_are_listed_and_described(tmp_path: Path) -> None:
+    listed = sak("teachers", "ls", "scenes-", "--json", cwd=tmp_path)
+    assert listed.code == 0, listed.err
+    assert [about["name"] for about in json.loads(listed.out)] == [
         "scenes-semantics",
         "scenes-geometry",
         "scenes-boundary",
     ]
+    told = sak("teachers", "info", "sam_vitb", cwd=tmp_path)
+    assert told.code == 0, told.err
+    assert "482.8 GMAC" in told.out
+    refused = sak("teachers", "info", "sam", cwd=tmp_path)
+    assert refused.code == 2
+    assert len(refused.err.splitlines()) == 1
+    assert "sam_vitb" in refused.err
 
 
 def test_exported_stem_is_a_timm_model_and_a_teacher(copy: Path) -> None:

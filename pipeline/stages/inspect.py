@@ -9,14 +9,13 @@ import yaml
 from pipeline.fidelity import codec_speed, column_fidelity
 from pipeline.tracking import progress_bar
 from pipeline.verdicts import Verdict, finding_line, remedies
-from sak.teachers.registry import TEACHERS
 from store.column import Column
 from store.errors import MissingColumnError, MissingRowsError
 from store.store import Store
 from store.verify import verify
 from store.viewset import ViewSet
 
-__all__ = ["discard_part", "list_teachers", "show", "verify_store"]
+__all__ = ["discard_part", "show", "verify_store"]
 
 
 def show(root: str | Path, name: str, /) -> str:
@@ -88,11 +87,6 @@ def _named(store: Store, name: str) -> ViewSet | Column:
         choices = ", ".join(f"{views}/{name}" for views in holders)
         raise MissingColumnError(f"{store.root.url}: several view sets have column {name}; name one of {choices}")
     return store.column(holders[0], name) if holders else store.view_set(name)
-
-
-def list_teachers() -> list[str]:
-    """One line for each built-in teacher: its name, timm model and levels."""
-    return [f"{name}: timm {spec.timm}, levels {', '.join(map(str, spec.levels))}" for name, spec in TEACHERS.items()]
 
 
 def _describe(item: ViewSet | Column) -> str:

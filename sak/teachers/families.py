@@ -10,7 +10,7 @@ from types import MappingProxyType
 import timm
 
 from sak.errors import TeacherError, UnknownNameError
-from sak.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from sak.teachers.constants import IMAGENET_MEAN, IMAGENET_STD
 from sak.teachers.spec import TeacherSpec
 
 __all__ = ["FAMILIES", "OTHER", "Family", "Statistics", "default_levels", "family_of", "pretrained_tag", "statistics"]
@@ -25,12 +25,14 @@ class Family:
         extract: Arguments for ``forward_intermediates``.
         blocks: Whether levels count blocks; otherwise feature stages.
         any_size: Whether the network covers inputs of any size by itself, so that sizes need not fit its stride.
+        unchecked: Whether the network interpolates its positions, so that its check of the input's size can go.
     """
 
     build: Mapping[str, bool] = field(default_factory=dict)
     extract: Mapping[str, bool] = field(default_factory=dict)
     blocks: bool = False
     any_size: bool = False
+    unchecked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "timm.models.deit": _PLAIN,
         "timm.models.eva": _PLAIN,
         "timm.models.vision_transformer": _PLAIN,
-        "timm.models.vision_transformer_sam": Family(blocks=True),
+        "timm.models.vision_transformer_sam": Family(blocks=True, unchecked=True),
+        "timm.models.naflexvit": Family(blocks=True),
         "timm.models.hiera": _HIERA,
         "timm.models.hieradet_sam2": _HIERA,
         "timm.models.convnext": _CONVOLUTIONAL,

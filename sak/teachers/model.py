@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from sak.errors import TeacherError
 from sak.grids import pool_map
 from sak.hub import impatient_hub
 from sak.preprocess import Prepared, crop_to_content, fit_size, long_side_size, normalise, pad_to, resize_image
+from sak.teachers.conversion import convert
 from sak.teachers.families import Family, default_levels, family_of, statistics
 from sak.teachers.packaged import weights_file
 from sak.teachers.spec import TeacherSpec
 from sak.weights import load_strict, load_weights
 
-__all__ = ["Teacher", "load_teacher"]
+__all__ = ["Teacher", "load_teacher", "meta_teacher"]
 
 
 class Teacher(nn.Module):
@@ -165,16 +167,36 @@ def load_teacher(spec: TeacherSpec, *, device: str | torch.device = "cpu") -> Te
     if spec.random is not None:
         _randomise(network, seed=spec.random)
     elif not spec.pretrained:
-        path = weights_file(spec)
-        # The classifier plays no part in the maps, so checkpoints with any head, or none, are this network's.
-        heads = timm.get_pretrained_cfg_value(spec.timm, "classifier") or ()
-        prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-        load_strict(network, load_weights(path), where=f"teacher {spec.name!r}, {path}", drop=prefixes, keep=prefixes)
+        _load_file(network, spec)
     return Teacher(spec, network).to(device)
 
 
+def meta_teacher(spec: TeacherSpec) -> Teacher:
+    """Build a teacher without weights or memory, whatever its size: its shapes and its arithmetic can be counted.
+
+    Raises:
+        UnknownNameError: timm has no such model.
+        TeacherError: timm refuses the overrides, or the levels do not exist.
+    """
+    with torch.device("meta"):
+        return Teacher(spec, _build(replace(spec, pretrained=False, checkpoint=None, builtin=None, random=0)))
+
+
+def _load_file(network: nn.Module, spec: TeacherSpec) -> None:
+    """Load a file in timm's names or a publisher's, every key accounted for."""
+    path = weights_file(spec)
+    where = f"teacher {spec.name!r}, {path}"
+    found = convert(load_weights(path), where=where)
+    # Classifier and pooling play no part in the maps, so checkpoints with any, or none, are this network's.
+    heads = timm.get_pretrained_cfg_value(spec.timm, "classifier") or ()
+    prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+    where = where if found.layout == "timm" else f"{where}, read as {found.layout}"
+    load_strict(network, found.state, where=where, drop=(*prefixes, "attn_pool."), keep=(*prefixes, *found.absent))
+
+
 def _build(spec: TeacherSpec) -> nn.Module:
-    arguments: dict[str, Any] = {"num_classes": 0, **family_of(spec.timm).build, **spec.overrides}
+    family = family_of(spec.timm)
+    arguments: dict[str, Any] = {"num_classes": 0, **family.build, **spec.overrides}
     try:
         with impatient_hub() if spec.pretrained else nullcontext():
             network: nn.Module = timm.create_model(spec.timm, pretrained=spec.pretrained, **arguments)
@@ -187,6 +209,8 @@ def _build(spec: TeacherSpec) -> nn.Module:
             else "check the overrides"
         )
         raise TeacherError(f"teacher {spec.name!r}: timm cannot build {spec.timm} ({reason}); {remedy}") from error
+    if family.unchecked:
+        network.patch_embed.strict_img_size = False  # type: ignore[union-attr]
     return network
 
 

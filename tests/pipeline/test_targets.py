@@ -121,6 +121,19 @@ def test_an_absent_column_names_itself(place: Place) -> None:
     assert len(text.splitlines()) == 1
 
 
+def test_a_column_of_another_normalisation_is_refused_with_both(place: Place) -> None:
+    """A recipe that turns to the published code's statistics does not read columns made with the teacher's own."""
+    spec = place.specs["first"]
+    other = dataclasses.replace(spec, normalization="reference", mean=None, std=None)
+    with pytest.raises(MissingColumnError) as caught:
+        find_columns(place.store, [other], view_set=place.view_set, codecs={"first": "fp32"})
+    text = str(caught.value)
+    assert "is absent; first-" in text
+    assert "holds normalization mean " in text
+    assert "where the recipe asks for mean 0.485 0.456 0.406 std 0.229 0.224 0.225 (ImageNet, as reference)" in text
+    assert len(text.splitlines()) == 1
+
+
 def test_an_incomplete_column_is_refused(copied: Place) -> None:
     column = find_column(copied.store, copied.specs["second"], view_set=copied.view_set, codec="fp32")
     assert column is not None

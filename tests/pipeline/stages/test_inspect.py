@@ -9,8 +9,7 @@ import yaml
 from rich.console import Console
 
 from pipeline.stages.housekeeping import list_store
-from pipeline.stages.inspect import discard_part, list_teachers, show, verify_store
-from sak.teachers.registry import TEACHERS
+from pipeline.stages.inspect import discard_part, show, verify_store
 from store.errors import StoreError
 from store.store import Store
 from tests.conftest import Finished
@@ -80,11 +79,6 @@ def test_no_store_is_said(tmp_path: Path) -> None:
     for look in (list_store, verify_store):
         with pytest.raises(StoreError, match="expected a store"):
             look(tmp_path)
-
-
-def test_every_builtin_teacher_is_listed() -> None:
-    lines = list_teachers()
-    assert [line.split(":")[0] for line in lines] == list(TEACHERS)
 
 
 def test_what_is_damaged_is_listed_as_that(finished: Finished, tmp_path: Path) -> None:
