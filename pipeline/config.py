@@ -41,7 +41,14 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class SourceConfig:
-    """Where images come from: a name in ``pipeline.images.registry`` and its options."""
+    """Where images come from: a name in ``pipeline.images.registry`` and its options.
+
+    Attributes:
+        root: A folder, a file, or for sources of shards a pattern or a URL; see the source's layout.
+        images: How many: on disk a random choice by ``seed``, None for all.
+        size: Height and width, for rendered sources alone.
+        key: For ``parquet``, the column that names its images.
+    """
 
     name: str
     root: str | None = None
@@ -49,6 +56,7 @@ class SourceConfig:
     images: int | None = None
     size: Size | None = None
     seed: int = 0
+    key: str | None = None
 
     def __post_init__(self) -> None:
         positive("source", {"images": self.images})
