@@ -282,8 +282,10 @@ def _keyed(made: Sequence[pa.RecordBatch], names: Sequence[str], *, declared: bo
     while min(map(len, paths)) > 1 and len({path[0] for path in paths}) == 1:
         paths = [path[1:] for path in paths]
     files = ["/".join(path) for path in paths]
+    kind = pa.large_string()
+    slash = pa.scalar("/", kind)
     return [
-        _with_key(batch, pc.binary_join_element_wise(pa.scalar(file, pa.large_string()), batch["key"], "/"))
+        _with_key(batch, pc.binary_join_element_wise(pa.scalar(file, kind), batch["key"], slash))
         for batch, file in zip(made, files, strict=True)
     ]
 

@@ -167,7 +167,7 @@ class _Scan:
         if name.startswith("/") or ".." in parts:
             raise self._refused(name, "a name that leads out of the folder; pack the files again with relative names")
         if not name.isprintable() or len(name) > _MAX_NAME:
-            raise self._refused(name[:80], "a name of control characters, or too long; rename the file")
+            raise self._refused(name[:80], "a name that is too long, not UTF-8 or not printable; rename the file")
         return "/".join(parts)
 
     def _size(self, info: tarfile.TarInfo) -> int:
@@ -215,7 +215,8 @@ class _Scan:
 
     def _header(self, block: bytes, position: int) -> tarfile.TarInfo:
         try:
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+            # GNU tar cuts a long name anywhere, also in a character, and tells it whole in a header before this one.
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.TarError, ValueError) as error:
             where, reason = self.window.file.where, one_line(str(error))
             raise DataError(f"{where}: no tar header at byte {position} ({reason}); copy the tar again") from error

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-__all__ = ["pack_tar", "picture", "tar_bytes", "write_parquet", "write_tar"]
+__all__ = ["pack_tar", "picture", "pixels", "tar_bytes", "write_parquet", "write_tar"]
 
 
 def picture(seed: int = 0, *, size: tuple[int, int] = (12, 16), kind: str = "png") -> bytes:
@@ -21,6 +21,11 @@ def picture(seed: int = 0, *, size: tuple[int, int] = (12, 16), kind: str = "png
     rng = np.random.default_rng(seed)
     Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(buffer, kind)
     return buffer.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """What such a file holds."""
+    return np.asarray(Image.open(io.BytesIO(data)))
 
 
 def tar_bytes(files: Mapping[str, bytes], *, format: int = tarfile.PAX_FORMAT) -> bytes:
