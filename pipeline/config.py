@@ -81,7 +81,8 @@ class DataConfig:
     """A view set: a source, the kind of view drawn of each image, and how many views.
 
     ``seed`` decides the views and the order of the stored rows; a study's own seed does not, so that studies which
-    train from several seeds read one store.
+    train from several seeds read one store. With ``on_error: skip`` a row whose image cannot be used is recorded with
+    its reason and left out for all teachers; a larger share of such rows than ``max_bad`` stops the run.
     """
 
     source: SourceConfig
@@ -90,9 +91,12 @@ class DataConfig:
     seed: int = 0
     rows_per_shard: int = 256
     on_error: Literal["stop", "skip"] = "stop"
+    max_bad: float = 0.01
 
     def __post_init__(self) -> None:
         positive("data", {"views": self.views, "rows_per_shard": self.rows_per_shard})
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"data.max_bad is a fraction of all rows from 0 to 1, got {self.max_bad}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
