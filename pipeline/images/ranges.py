@@ -31,6 +31,7 @@ _REMOTE = ("http://", "https://", "s3://")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _S3 = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9])/(.+)")
 _SECONDS = 60.0
+_REMOTE_WINDOW = 8 << 20  # a request takes as long as some megabytes, and most images are smaller
 _ATTEMPTS = 4
 _CHECK = "check the address and the network, and run the same command again"
 
@@ -132,7 +133,7 @@ class _LocalRange:
 
 
 class _S3Range:
-    window = 1 << 20
+    window = _REMOTE_WINDOW
 
     def __init__(self, url: str) -> None:
         self.where = url
@@ -166,7 +167,7 @@ class _Answer(NamedTuple):
 
 
 class _HttpRange:
-    window = 1 << 20
+    window = _REMOTE_WINDOW
 
     def __init__(self, url: str) -> None:
         # A query may hold a signature, which belongs in no message and no log.
