@@ -41,7 +41,14 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class SourceConfig:
-    """Where images come from: a name in ``pipeline.images.registry`` and its options."""
+    """Where images come from: a name in ``pipeline.images.registry`` and its options.
+
+    Attributes:
+        root: A folder, a file, or for sources of shards a pattern or a URL; see the source's layout.
+        images: How many: on disk a random choice by ``seed``, None for all.
+        size: Height and width, for rendered sources alone.
+        key: For ``parquet``, the column that names its images.
+    """
 
     name: str
     root: str | None = None
@@ -49,6 +56,7 @@ class SourceConfig:
     images: int | None = None
     size: Size | None = None
     seed: int = 0
+    key: str | None = None
 
     def __post_init__(self) -> None:
         positive("source", {"images": self.images})
@@ -76,7 +84,8 @@ class DataConfig:
     the first ones and learns the same as if there were no others.
 
     ``seed`` decides the views and the order of the stored rows; a study's own seed does not, so that studies which
-    train from several seeds read one store.
+    train from several seeds read one store. With ``on_error: skip`` a row whose image cannot be used is recorded with
+    its reason and left out for all teachers; a larger share of such rows than ``max_bad`` stops the run.
     """
 
     source: SourceConfig
@@ -85,9 +94,12 @@ class DataConfig:
     seed: int = 0
     rows_per_shard: int = 256
     on_error: Literal["stop", "skip"] = "stop"
+    max_bad: float = 0.01
 
     def __post_init__(self) -> None:
         positive("data", {"views": self.views, "rows_per_shard": self.rows_per_shard})
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"data.max_bad is a fraction of all rows from 0 to 1, got {self.max_bad}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

@@ -42,6 +42,11 @@ _OPTIONS = ("flip", "area", "ratio", "scale", "max_class_ratio", "photometric")
 
 
 def _as_pair(value: object) -> object:
+    if isinstance(value, list | tuple) and (len(value) > 2 or any(isinstance(item, list | tuple) for item in value)):
+        raise ValueError(
+            f"expected one size, a number or [height, width], got {list(value)}: rows of a view set share a shape; for"
+            " several resolutions give each a view set of its own, as runs that set data.distill.view.size"
+        )
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -66,7 +71,7 @@ class ViewSpec:
             shape; ``random_resized_crop`` is the stage-1 crop; ``multitask`` is the stage-2 transform (scale,
             class-ratio crop, flip, photometric, pad); ``padded`` is the published evaluation transform (centre pad,
             nothing resized).
-        size: Height and width of every view; one number for a square.
+        size: Height and width of every view; one number for a square. Several resolutions are several view sets.
         flip: Probability of mirroring.
         area: Share of the image's area that a random resized crop covers, lowest and highest.
         ratio: Width over height of a random resized crop before it is resized.

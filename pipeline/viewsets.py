@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pipeline.config import DataConfig, SourceConfig, Study
 from pipeline.errors import BadImageError, NotDoneError, PipelineError
-from pipeline.images.registry import open_source
+from pipeline.images.registry import SourceRequest, open_source
 from pipeline.images.sample import ImageSource
 from pipeline.pixels import encode_sample
 from pipeline.views import apply_view, draw_view
@@ -51,12 +51,15 @@ VIEWS = 1
 def cached_source(config: SourceConfig, /) -> ImageSource:
     """The source of a configuration, opened once in each process."""
     return open_source(
-        config.name,
-        root=config.root,
-        split=config.split,
-        size=config.size_hw,
-        images=config.images,
-        seed=config.seed,
+        SourceRequest(
+            name=config.name,
+            root=config.root,
+            split=config.split,
+            size=config.size_hw,
+            images=config.images,
+            seed=config.seed,
+            key=config.key,
+        )
     )
 
 

@@ -13,7 +13,16 @@ from torch.nn import functional
 
 from sak.errors import SakError
 
-__all__ = ["POOLING", "map_to_tokens", "pool_map", "resize_map", "resize_pos_embed", "square_grid", "tokens_to_map"]
+__all__ = [
+    "POOLING",
+    "crop_map",
+    "map_to_tokens",
+    "pool_map",
+    "resize_map",
+    "resize_pos_embed",
+    "square_grid",
+    "tokens_to_map",
+]
 
 POOLING = "area"
 """How ``pool_map`` resamples, as identities of pooled maps record it."""
@@ -53,6 +62,45 @@ def resize_map(feat_BCHW: Tensor, size: tuple[int, int], /) -> Tensor:
     if tuple(feat_BCHW.shape[-2:]) == size:
         return feat_BCHW
     return functional.interpolate(feat_BCHW, size=size, mode="bilinear", align_corners=False)
+
+
+def crop_map(feat_BCHW: Tensor, boxes_B4: Tensor, size: tuple[int, int], /, *, flips_B: Tensor | None = None) -> Tensor:
+    """Cut a box out of each map and resize it bilinearly, as a crop of the image is cut and resized.
+
+    A cell stands for the area of the image that it covers (``align_corners=False``): the map's edges are the image's,
+    and a box of the whole map at its own size gives it back. Beyond the centres of the outermost cells their values go
+    on. Nothing is antialiased, so that a box should not hold more cells than ``size``.
+
+    Args:
+        boxes_B4: Top, left, height and width, as fractions of the image's height and width.
+        flips_B: Which of the crops are mirrored left to right.
+
+    Shapes: ``(B, C, H, W)``, ``(B, 4)``, ``(B,)`` bool → ``(B, C, *size)``.
+
+    Raises:
+        SakError: Not one box within the image for every map.
+    """
+    boxes_B4 = boxes_B4.to(feat_BCHW)
+    inside = boxes_B4.shape == (len(feat_BCHW), 4) and bool(
+        (boxes_B4[:, :2] >= 0).all()
+        and (boxes_B4[:, 2:] > 0).all()
+        and (boxes_B4[:, :2] + boxes_B4[:, 2:] <= 1 + 1e-5).all()
+    )
+    if not inside:
+        raise SakError(
+            f"crop_map: expected {len(feat_BCHW)} boxes of top, left, height, width within 0 to 1, got"
+            f" {tuple(boxes_B4.shape)} {boxes_B4.flatten().tolist()[:8]}; divide by the image's height and width"
+        )
+    mirrored_B = torch.zeros(len(feat_BCHW), dtype=torch.bool) if flips_B is None else flips_B
+    sign_B = 1 - 2 * mirrored_B.to(feat_BCHW)
+    theta_B23 = feat_BCHW.new_zeros(len(feat_BCHW), 2, 3)
+    theta_B23[:, 0, 0] = boxes_B4[:, 3] * sign_B
+    theta_B23[:, 0, 2] = 2 * boxes_B4[:, 1] + boxes_B4[:, 3] - 1
+    theta_B23[:, 1, 1] = boxes_B4[:, 2]
+    theta_B23[:, 1, 2] = 2 * boxes_B4[:, 0] + boxes_B4[:, 2] - 1
+    shape = [len(feat_BCHW), feat_BCHW.shape[1], *size]
+    grid_BHW2 = functional.affine_grid(theta_B23, shape, align_corners=False)
+    return functional.grid_sample(feat_BCHW, grid_BHW2, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def pool_map(feat_BCHW: Tensor, size: tuple[int, int], /) -> Tensor:

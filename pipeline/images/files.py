@@ -21,8 +21,13 @@ from scipy.io import loadmat
 from pipeline.errors import BadImageError, DataError
 
 __all__ = [
+    "SPLITS",
+    "SUFFIXES",
+    "choose",
+    "choose_split",
     "content_fingerprint",
     "decode_normals",
+    "decode_rgb",
     "inside",
     "read_depth",
     "read_list",
@@ -33,6 +38,16 @@ __all__ = [
     "same_shape",
     "subset",
 ]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Of files that are taken for photographs."""
+
+SPLITS = ("train", "val", "test", "unlabeled")
+"""Names of folders that divide a collection of photographs."""
+
+_WHOLE = ("all", "train", "unlabeled")
+# What the suffixes above are found to hold in practice. Of Pillow's other formats some start programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 def require_folder(path: Path, *, layout: str) -> Path:
@@ -63,12 +78,25 @@ def inside(path: Path, *, root: Path) -> Path:
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Decode a whole image file to ``(H, W, 3)`` RGB; orientation tags are not applied.
+    """Decode a whole image file; see ``decode_rgb``.
 
     Raises:
         BadImageError: Missing, truncated, undecodable or suspiciously large; the message names the file.
     """
-    with _opened(path) as picture:
+    return _rgb(_opened(path))
+
+
+def decode_rgb(data: bytes, *, where: str) -> NDArray[np.uint8]:
+    """Decode the bytes of an image file to ``(H, W, 3)`` RGB; orientation tags are not applied.
+
+    Raises:
+        BadImageError: Truncated, undecodable or suspiciously large; the message begins with ``where``.
+    """
+    return _rgb(_decoded(data, where=where))
+
+
+def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    with picture:
         return np.asarray(picture.convert("RGB"), dtype=np.uint8)
 
 
@@ -86,19 +114,27 @@ def read_png_map(path: Path) -> NDArray[np.uint8]:
 
 
 def _opened(path: Path) -> Image.Image:
-    """Decode fully, so that truncation shows here and not later; the file is closed even when it does."""
     try:
-        picture = Image.open(BytesIO(path.read_bytes()))
-        picture.load()
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise BadImageError(f"{path}: file not found; the data folder is incomplete") from error
+    except OSError as error:
+        raise BadImageError(f"{path}: cannot be read ({error.strerror}); replace or remove the file") from error
+    return _decoded(data, where=str(path))
+
+
+def _decoded(data: bytes, *, where: str) -> Image.Image:
+    """Decode fully, so that truncation shows here and not later."""
+    try:
+        picture = Image.open(BytesIO(data), formats=_FORMATS)
+        picture.load()
     except Image.DecompressionBombError as error:
-        raise BadImageError(f"{path}: refused, {error}; shrink the image first") from error
+        raise BadImageError(f"{where}: refused, {error}; shrink the image first") from error
     except UnidentifiedImageError as error:
         # Pillow's own words hold a memory address; a store records the reason, and reruns must write the same bytes.
-        raise BadImageError(f"{path}: cannot be decoded (not a known image format); replace or remove it") from error
+        raise BadImageError(f"{where}: cannot be decoded (not a known image format); replace or remove it") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        raise BadImageError(f"{path}: cannot be decoded ({error}); replace or remove the file") from error
+        raise BadImageError(f"{where}: cannot be decoded ({error}); replace or remove the file") from error
     return picture
 
 
@@ -183,6 +219,43 @@ def read_list(path: Path, *, root: Path, layout: str) -> list[str]:
     return ids
 
 
+def choose_split(split: str, *, present: Iterable[str], where: str) -> str | None:
+    """Which folder of a collection of photographs holds a split, None for the whole of an undivided one.
+
+    Args:
+        present: Those of ``SPLITS`` that the collection is divided into.
+
+    Raises:
+        DataError: It has no such split.
+    """
+    others = [name for name in SPLITS if name in set(present)]
+    if split in others:
+        return split
+    # A collection that has other splits must not hand its validation images out as training images.
+    if split in _WHOLE and (split == "all" or not others):
+        return None
+    found = f"it has {', '.join(others)}" if others else "it is not divided into splits"
+    remedy = f"put the images of each split in a folder of its own, as in {where}/train and {where}/val"
+    raise DataError(f"{where}: has no folder {split!r}; {found}; {remedy}, or name another root")
+
+
+def choose(count: int, *, images: int | None, seed: int, where: str) -> list[int] | None:
+    """Ascending positions of a seeded random choice among ``count`` sorted names; None for all of them.
+
+    Raises:
+        DataError: There are none, or fewer than ``images``.
+    """
+    if not count:
+        raise DataError(f"{where}: no images found; check the folder and the split")
+    if images is None:
+        return None
+    if not 1 <= images <= count:
+        raise DataError(f"{where}: {images} images asked for, but there are {count}; ask for 1 to {count}")
+    # Taking the first ones instead would take one class of a class-per-folder tree.
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(count)[:images]
+    return sorted(order.tolist())
+
+
 def subset(names: Iterable[str], *, images: int | None, seed: int, where: str) -> list[str]:
     """Sort the names and, when fewer are asked for, keep a seeded random choice of them.
 
@@ -190,17 +263,8 @@ def subset(names: Iterable[str], *, images: int | None, seed: int, where: str) -
         DataError: There are none, or fewer than ``images``.
     """
     ordered = sorted(names)
-    if not ordered:
-        raise DataError(f"{where}: no images found; check the folder and the split")
-    if images is None:
-        return ordered
-    if not 1 <= images <= len(ordered):
-        raise DataError(
-            f"{where}: {images} images asked for, but there are {len(ordered)}; ask for 1 to {len(ordered)}"
-        )
-    # Taking the first ones instead would take one class of a class-per-folder tree.
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))[:images]
-    return [ordered[i] for i in sorted(order.tolist())]
+    chosen = choose(len(ordered), images=images, seed=seed, where=where)
+    return ordered if chosen is None else [ordered[i] for i in chosen]
 
 
 def same_shape(labels: Mapping[str, NDArray[np.generic]], *, image: NDArray[np.uint8], path: Path) -> None:

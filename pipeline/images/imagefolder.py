@@ -8,15 +8,21 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.images.files import content_fingerprint, inside, read_rgb, require_folder, subset
+from pipeline.images.files import (
+    SPLITS,
+    SUFFIXES,
+    choose_split,
+    content_fingerprint,
+    inside,
+    read_rgb,
+    require_folder,
+    subset,
+)
 from pipeline.images.sample import ImageSample
 
-__all__ = ["LAYOUT", "SUFFIXES", "ImageFolder"]
+__all__ = ["LAYOUT", "ImageFolder"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LAYOUT = "a folder of .jpg, .jpeg, .png or .webp files, in subfolders or not, optionally below train/ and val/"
-_SPLIT_NAMES = ("train", "val", "test", "unlabeled")
-_WHOLE = ("all", "train", "unlabeled")
 
 
 class ImageFolder:
@@ -79,15 +85,8 @@ class ImageFolder:
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    if split != "all" and (root / split).is_dir() and split in _SPLIT_NAMES:
-        return root / split
-    others = [name for name in _SPLIT_NAMES if (root / name).is_dir()]
-    # A folder that has other splits must not hand its validation images out as training images.
-    if split in _WHOLE and (split == "all" or not others):
-        return root
-    found = f"it has {', '.join(others)}" if others else "it is not divided into splits"
-    remedy = f"put the images of each split in a folder of its own, as in {root}/train and {root}/val"
-    raise DataError(f"{root}: has no folder {split!r}; {found}; {remedy}, or name another root")
+    present = [name for name in SPLITS if (root / name).is_dir()]
+    return root / (choose_split(split, present=present, where=str(root)) or "")
 
 
 def _by_key(base: Path, root: Path) -> dict[str, Path]:

@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.images import imagefolder, nyud, pascal_context
+from pipeline.images import imagefolder, nyud, parquet, pascal_context, tar, webdataset
 from pipeline.images.imagefolder import ImageFolder
 from pipeline.images.nyud import Nyud
+from pipeline.images.parquet import ParquetImages
 from pipeline.images.pascal_context import PascalContext
 from pipeline.images.sample import ImageSource
 from pipeline.images.scenes import SceneSource
+from pipeline.images.tar import TarImages
+from pipeline.images.webdataset import WebDatasetImages
 
 __all__ = ["SOURCES", "SourceRequest", "open_source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRequest:
-    """What a recipe says about a source; ``size`` is for rendered sources, ``root`` for those on disk."""
+    """What a recipe says about a source; see ``pipeline.config.SourceConfig``."""
 
     name: str
-    root: Path | None
+    root: str | None
     split: str
     size: tuple[int, int] | None
     images: int | None
     seed: int
+    key: str | None = None
 
-    def folder(self, layout: str) -> Path:
-        """The data folder of a source that reads from disk.
+    def place(self, layout: str) -> str:
+        """Where the images of a source are that does not render them.
 
         Raises:
-            DataError: No folder given, or a size, which only rendered sources take.
+            DataError: No place given, or a size, which only rendered sources take.
         """
         if self.root is None:
             raise DataError(f"{self.name}: needs a data folder (root); expected {layout}")
         if self.size is not None:
             raise DataError(f"{self.name}: images on disk have their own size; leave size out and set the view's size")
-        return self.root
+        return os.path.expanduser(self.root)
+
+    def folder(self, layout: str) -> Path:
+        """``place``, as a folder.
+
+        Raises:
+            DataError: As ``place``.
+        """
+        return Path(self.place(layout))
 
 
 def _scenes(request: SourceRequest, *, style: str = "default") -> ImageSource:
@@ -67,32 +80,42 @@ def _nyud(request: SourceRequest) -> ImageSource:
     return Nyud(request.folder(nyud.LAYOUT), split=request.split, images=request.images, seed=request.seed)
 
 
+def _tar(request: SourceRequest) -> ImageSource:
+    root = request.place(tar.LAYOUT)
+    return TarImages(root, split=request.split, images=request.images, seed=request.seed)
+
+
+def _webdataset(request: SourceRequest) -> ImageSource:
+    root = request.place(webdataset.LAYOUT)
+    return WebDatasetImages(root, split=request.split, images=request.images, seed=request.seed)
+
+
+def _parquet(request: SourceRequest) -> ImageSource:
+    root = request.place(parquet.LAYOUT)
+    return ParquetImages(root, split=request.split, images=request.images, seed=request.seed, key=request.key)
+
+
 SOURCES: dict[str, Callable[[SourceRequest], ImageSource]] = {
     "imagefolder": _imagefolder,
     "nyud": _nyud,
+    "parquet": _parquet,
     "pascalcontext": _pascalcontext,
     "scenes": _scenes,
     "scenes_night": _scenes_night,
+    "tar": _tar,
+    "webdataset": _webdataset,
 }
 
 
-def open_source(
-    name: str, *, root: str | None, split: str, size: tuple[int, int] | None, images: int | None, seed: int
-) -> ImageSource:
+def open_source(request: SourceRequest, /) -> ImageSource:
     """Open an image source by name.
-
-    Args:
-        name: A key of ``SOURCES``.
-        root: Data folder, for sources on disk.
-        split: ``train``, ``val``, and for scenes ``unlabeled``; for photographs also ``all``.
-        size: Height and width, for rendered sources.
-        images: How many; on disk a seeded random choice, ``None`` for all.
-        seed: Selects the scenes, or the choice of images.
 
     Raises:
         DataError: Unknown name or split, missing folder, or arguments that the source does not take.
+        UnreachableError: It is remote, and the network fails.
     """
-    if name not in SOURCES:
-        raise DataError(f"unknown image source {name!r}; choose one of {', '.join(SOURCES)}")
-    folder = None if root is None else Path(root).expanduser()
-    return SOURCES[name](SourceRequest(name=name, root=folder, split=split, size=size, images=images, seed=seed))
+    if request.name not in SOURCES:
+        raise DataError(f"unknown image source {request.name!r}; choose one of {', '.join(SOURCES)}")
+    if request.key is not None and request.name != "parquet":
+        raise DataError(f"{request.name}: names its images itself; leave key out")
+    return SOURCES[request.name](request)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from pipeline.bad_rows import BadRows
 from pipeline.calibration import column_codec
 from pipeline.columns import PartPixels, encode_part, part_pixels
 from pipeline.config import ExtractConfig, Study
@@ -68,8 +69,13 @@ def _view_set(store: Store, spec: ViewSetSpec) -> ViewSet:
 
 
 def _views(view_set: ViewSet, need: Need, *, config: ExtractConfig) -> bool:
-    """Make the missing parts of a view set; whether there were any."""
-    missing = view_set.missing_parts()
+    """Make the missing parts of a view set; whether there were any.
+
+    Raises:
+        DataError: More images than are allowed cannot be used.
+    """
+    missing, bad_rows = view_set.missing_parts(), BadRows(view_set, need.data)
+    bad_rows.check()
     if not missing:
         return False
     label = f"views {view_set.name}"
@@ -80,7 +86,8 @@ def _views(view_set: ViewSet, need: Need, *, config: ExtractConfig) -> bool:
         shown = bar.add_task(label, total=rows, note="")
         for count in parts_done(make_part, view_set, missing, data=need.data, workers=workers):
             bar.advance(shown, count)
-    bad = view_set.spec.rows - len(view_set.usable_rows())
+            bad_rows.glance()
+    bad = bad_rows.check()
     if bad:
         CONSOLE.print(f"{label}: {bad} rows left out; their reasons are in the index (sak store info)")
     return True

@@ -68,7 +68,9 @@ def test_every_field_is_read_by_somebody(tmp_path: Path, reads: set[tuple[str, s
     mapping = tiny_mapping(tmp_path) | {"runs": {}, "baselines": []}
     mapping["data"] = {"eval": {"source": {"name": "imagefolder", "root": str(photos)}, "view": whole}}
     mapping |= {"distill": None, "finetune": None, "store": str(tmp_path / "photo_store")}
-    run_stages(recipe_from_mapping(mapping, overrides=["data.eval.on_error=skip"]), ["extract"])
+    run_stages(
+        recipe_from_mapping(mapping, overrides=["data.eval.on_error=skip", "data.eval.max_bad=0.5"]), ["extract"]
+    )
     every = {(cls.__name__, field.name) for cls in CLASSES for field in dataclasses.fields(cls)}
     assert every - reads == set()
 

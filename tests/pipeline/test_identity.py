@@ -64,6 +64,7 @@ IRRELEVANT = [
     "finetune.lr=3e-4",
     "data.finetune.source.images=11",
     "data.distill.on_error=skip",
+    "data.distill.max_bad=0.5",
     "baselines=[]",
 ]
 

@@ -308,6 +308,8 @@ def test_a_default_and_its_value_written_out_are_one_spec() -> None:
         ({"kind": "full", "size": 0}, "greater than or equal to 1"),
         ({"kind": "full", "size": (32,)}, "size"),
         ({"kind": "full", "size": True}, "size"),
+        ({"kind": "full", "size": [[224, 224], [384, 384]]}, "for several resolutions give each a view set of its own"),
+        ({"kind": "full", "size": [224, 384, 512]}, "for several resolutions"),
         ({"kind": "full", "size": 32, "flip": 0.5}, "'full' does not read 'flip'"),
         ({"kind": "multitask", "size": 32, "area": (0.1, 1)}, "read by random_resized_crop"),
         ({"kind": "random_resized_crop", "size": 32, "area": (1, 0.1)}, "smaller bound first"),

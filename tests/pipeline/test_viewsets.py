@@ -3,20 +3,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline import viewsets
+from pipeline.columns import part_pixels
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.errors import BadImageError
 from pipeline.images.layouts import write_layout
 from pipeline.loader import load_samples
-from pipeline.views import ViewDraw, ViewSpec, apply_view
+from pipeline.pixels import LABEL_FILES, encode_sample
+from pipeline.views import Kind, ViewDraw, ViewSpec, apply_view
 from pipeline.viewsets import cached_source, make_part, view_set_spec, view_size
 from store.store import Store
+from tests.pipeline.images.packing import pack_tar
 
 CROP = ViewSpec(kind="random_resized_crop", size=(24, 24))
 SOURCE = SourceConfig(name="scenes", images=6, size=32)
@@ -87,18 +90,51 @@ def test_rows_are_remade_to_the_byte(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_a_stored_draw_replays_to_the_stored_pixels(tmp_path: Path) -> None:
-    data = scenes(views=2)
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_stored_draw_replays_to_the_stored_bytes_of_pixels_and_labels(
+    tmp_path: Path, kind: Kind, flip: float
+) -> None:
+    options: dict[str, Any] = {"flip": flip} if kind in ("random_resized_crop", "multitask") else {}
+    data = scenes(view=ViewSpec(kind=kind, size=(32, 40), **options), views=2)
     view_set = make(tmp_path / "store", data, labels=True)
     source = cached_source(SOURCE)
     keys = list(source.keys())
-    rows = view_set.read_part(1)
-    samples = load_samples(view_set, [row.row for row in rows], tasks=("semseg", "depth"))
-    for row, stored in zip(rows, samples, strict=True):
-        seen = apply_view(ViewDraw.from_dict(dict(row.draw)), source.read(keys.index(row.key)))
-        assert np.array_equal(seen.image, stored.image)
-        assert np.array_equal(seen.labels["semseg"], stored.labels["semseg"])
-        assert np.array_equal(seen.labels["depth"], stored.labels["depth"])
+    for row in view_set.read_part(1):
+        draw = ViewDraw.from_dict(dict(row.draw))
+        assert draw.flip is bool(options.get("flip"))
+        seen = apply_view(draw, source.read(keys.index(row.key)))
+        assert encode_sample(seen) == dict(row.files)
+        assert {*row.files} == {"png", *(LABEL_FILES[task] for task in view_set.spec.tasks)}
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_teachers_and_students_see_the_drawn_pixels(tmp_path: Path, kind: Kind) -> None:
+    view_set = make(tmp_path / "store", scenes(view=ViewSpec(kind=kind, size=(32, 40)), views=2), labels=True)
+    source = cached_source(SOURCE)
+    keys = list(source.keys())
+    for part in range(view_set.spec.parts):
+        shown = part_pixels(view_set, part, batch=2)
+        rows = view_set.read_part(part)
+        students = load_samples(view_set, list(shown.rows), tasks=("semseg", "depth"))
+        for row, teacher, student in zip(rows, shown.pixels.numpy(), students, strict=True):
+            seen = apply_view(ViewDraw.from_dict(dict(row.draw)), source.read(keys.index(row.key)))
+            assert np.array_equal(teacher.transpose(1, 2, 0), seen.image)
+            assert np.array_equal(student.image, seen.image)
+            assert np.array_equal(student.labels["semseg"], seen.labels["semseg"])
+            assert np.array_equal(student.labels["depth"], seen.labels["depth"])
+
+
+def test_a_tar_gives_the_shards_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAK_CACHE", str(tmp_path / "cache"))
+    write_layout("imagefolder", out=tmp_path / "data", train=5, val=1, size=(32, 40), seed=3)
+    pack_tar(tmp_path / "data.tar", tmp_path / "data")
+    digests = []
+    for name, root in (("imagefolder", "data"), ("tar", "data.tar")):
+        data = scenes(source=SourceConfig(name=name, root=str(tmp_path / root)), views=2)
+        view_set = make(tmp_path / name, data, labels=False)
+        digests.append([view_set.commits.load(part).objects for part in range(view_set.spec.parts)])
+    assert digests[0] == digests[1]
 
 
 def test_views_without_labels_store_none(tmp_path: Path) -> None:

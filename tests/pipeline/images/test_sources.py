@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.images.registry import SOURCES, open_source
+from pipeline.images.registry import SOURCES, SourceRequest, open_source
 from pipeline.images.sample import ImageSource
-from tests.pipeline.images.conftest import FOLDERS, SIZE
+from tests.pipeline.images.conftest import FOLDERS, PACKED, SIZE
 
 DTYPES = {"normals": "float32", "depth": "float32"}
 Opener = Callable[..., ImageSource]
@@ -104,34 +104,36 @@ def test_unknown_split_is_named(opener: Opener, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(FOLDERS))
 def test_missing_folder_says_what_was_expected(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: folder not found; expected .*train"):
-        open_source(name, root=str(tmp_path / "nowhere"), split="train", size=None, images=None, seed=0)
+        open_source(
+            SourceRequest(name=name, root=str(tmp_path / "nowhere"), split="train", size=None, images=None, seed=0)
+        )
 
 
-@pytest.mark.parametrize("name", sorted(FOLDERS))
-def test_folder_sources_refuse_what_they_cannot_use(name: str, folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("name", sorted(FOLDERS | PACKED))
+def test_sources_on_disk_refuse_what_they_cannot_use(name: str, folders: dict[str, Path], packed: Path) -> None:
     with pytest.raises(DataError, match="needs a data folder"):
-        open_source(name, root=None, split="train", size=None, images=None, seed=0)
-    root = str(folders[FOLDERS[name]])
+        open_source(SourceRequest(name=name, root=None, split="train", size=None, images=None, seed=0))
+    root = str(folders[FOLDERS[name]] if name in FOLDERS else packed / PACKED[name])
     with pytest.raises(DataError, match="leave size out"):
-        open_source(name, root=root, split="train", size=(8, 8), images=None, seed=0)
+        open_source(SourceRequest(name=name, root=root, split="train", size=(8, 8), images=None, seed=0))
     with pytest.raises(DataError, match="ask for 1 to 6"):
-        open_source(name, root=root, split="train", size=None, images=7, seed=0)
+        open_source(SourceRequest(name=name, root=root, split="train", size=None, images=7, seed=0))
 
 
 def test_scenes_refuse_what_they_cannot_use() -> None:
     with pytest.raises(DataError, match="leave root out"):
-        open_source("scenes", root="x", split="train", size=SIZE, images=1, seed=0)
+        open_source(SourceRequest(name="scenes", root="x", split="train", size=SIZE, images=1, seed=0))
     with pytest.raises(DataError, match="needs size"):
-        open_source("scenes", root=None, split="train", size=None, images=1, seed=0)
+        open_source(SourceRequest(name="scenes", root=None, split="train", size=None, images=1, seed=0))
     with pytest.raises(DataError, match="at least 1 image"):
-        open_source("scenes", root=None, split="train", size=SIZE, images=0, seed=0)
+        open_source(SourceRequest(name="scenes", root=None, split="train", size=SIZE, images=0, seed=0))
     with pytest.raises(DataError, match="seed of at least 0"):
-        open_source("scenes", root=None, split="train", size=SIZE, images=1, seed=-1)
+        open_source(SourceRequest(name="scenes", root=None, split="train", size=SIZE, images=1, seed=-1))
 
 
 def test_unknown_source_lists_the_choices() -> None:
-    with pytest.raises(DataError, match="imagefolder, nyud, pascalcontext, scenes"):
-        open_source("imagenet", root=None, split="train", size=None, images=None, seed=0)
+    with pytest.raises(DataError, match="imagefolder, nyud, parquet, pascalcontext, scenes"):
+        open_source(SourceRequest(name="imagenet", root=None, split="train", size=None, images=None, seed=0))
 
 
 def test_scene_seeds_of_splits_never_meet() -> None:

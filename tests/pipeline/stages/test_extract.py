@@ -145,6 +145,7 @@ def test_rows_left_out_are_left_out_of_columns_too(tmp_path: Path) -> None:
     mapping = tiny_mapping(tmp_path)
     source = {"name": "imagefolder", "root": str(photos), "split": "all"}
     data = {"source": source, "view": {"kind": "full", "size": 32}, "rows_per_shard": 4, "on_error": "skip"}
+    data["max_bad"] = 0.2
     mapping |= {"data": {"distill": data}, "finetune": None, "runs": {}, "baselines": []}
     study = recipe_from_mapping(mapping).runs[0].study
     extract([study])
