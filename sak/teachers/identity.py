@@ -22,7 +22,7 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
     """Describe a teacher so that two equal descriptions mean equal maps.
 
     Its name and the place of its weights are left out. Levels that the spec leaves open stay ``"default"``. The
-    normalisation is recorded as its numbers: a teacher that was trained with ImageNet's is the same under ``reference``.
+    normalisation is recorded as its numbers: a teacher trained with ImageNet's is the same under ``reference``.
 
     Raises:
         UnknownNameError: timm has no such model.
