@@ -29,6 +29,7 @@ __all__ = ["Batch", "Loader", "load_samples"]
 _AHEAD = 4
 _KEEP_BYTES = 1 << 30
 _WINDOW = 8
+_ANNOUNCED = 32
 
 
 class Batch(NamedTuple):
@@ -103,6 +104,7 @@ class Loader:
         self._mask = np.zeros(view_set.spec.rows, dtype=bool)
         self._mask[self._usable] = True
         self._cycle: tuple[int, NDArray[np.int64]] = (-1, self._usable)
+        self._announced: set[int] = set()
         self.steps_per_cycle = len(self._usable) // batch
         if self.steps_per_cycle == 0:
             raise DataError(
@@ -116,6 +118,7 @@ class Loader:
         if self._cycle[0] != cycle:
             order = epoch_rows(self._view_set.spec, seed=self._seed, epoch=cycle, window=_WINDOW)
             self._cycle = (cycle, order[self._mask[order]])
+            self._announced.clear()
         return self._cycle[1][index * self._batch : (index + 1) * self._batch]
 
     def batches(self, start: int, stop: int, /, *, ahead: int | None = None) -> Generator[Batch, None, None]:
@@ -152,6 +155,7 @@ class Loader:
                 for step in range(start, stop):
                     if closed.is_set():
                         return
+                    self._announce(step)
                     put(self._read(step))
             except BaseException as error:
                 put(error)
@@ -167,6 +171,17 @@ class Loader:
         finally:
             closed.set()
             thread.join()
+
+    def _announce(self, step: int) -> None:
+        """Have the shards of the next steps of this cycle opened by other threads, each once, before they are read."""
+        if self._targets is None:
+            return
+        self.rows(step)
+        first = step % self.steps_per_cycle * self._batch
+        soon = self._cycle[1][first : first + _ANNOUNCED * self._batch]
+        parts = np.unique(self._view_set.spec.parts_of(soon)).tolist()
+        self._targets.prefetch([part for part in parts if part not in self._announced])
+        self._announced.update(parts)
 
     def _read(self, step: int) -> Batch:
         rows = self.rows(step)

@@ -64,6 +64,10 @@ class TargetSource(Protocol):
         """Stored integers of these rows; called in the loader's thread. Empty when nothing is stored."""
         ...
 
+    def prefetch(self, parts: Sequence[int], /) -> None:
+        """Parts of the view set whose rows will be read soon; returns at once."""
+        ...
+
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
         """Teacher to a list of float32 maps ``(B, C, h, w)`` on the device of ``pixels_BCHW`` (uint8)."""
         ...
@@ -94,6 +98,11 @@ class CachedTargets:
             ]
             for name, column in self._columns.items()
         }
+
+    def prefetch(self, parts: Sequence[int], /) -> None:
+        """Begin to open and verify these shards in other threads."""
+        for column in self._columns.values():
+            column.prefetch(parts)
 
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
         """Decode on the device, next to the loss."""
@@ -130,6 +139,9 @@ class OnlineTargets:
     def read(self, rows: NDArray[np.int64], /) -> Encoded:
         """Nothing is stored."""
         return {}
+
+    def prefetch(self, parts: Sequence[int], /) -> None:
+        """Nothing is stored."""
 
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
         """Run every teacher on the batch, in full precision whatever the student's autocast."""

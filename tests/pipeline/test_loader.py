@@ -170,6 +170,7 @@ def test_targets_are_read_for_the_rows_of_the_batch(tmp_path: Path) -> None:
 
         def __init__(self) -> None:
             self.asked: list[list[int]] = []
+            self.announced: list[list[int]] = []
             self.threads: set[str] = set()
 
         def read(self, rows: NDArray[np.int64], /) -> dict[str, list[dict[str, Any]]]:
@@ -177,12 +178,35 @@ def test_targets_are_read_for_the_rows_of_the_batch(tmp_path: Path) -> None:
             self.asked.append(rows.tolist())
             return {"teacher": [{"values": rows.copy()}]}
 
+        def prefetch(self, parts: list[int], /) -> None:
+            self.announced.append(parts)
+
     targets: Any = Targets()
     loader = Loader(make_views(tmp_path / "store", images=8), batch=2, seed=0, targets=targets)
     for batch in loader.batches(0, 6, ahead=2):
         assert np.array_equal(batch.encoded["teacher"][0]["values"], batch.rows)
     assert targets.asked == [loader.rows(step).tolist() for step in range(6)]
     assert targets.threads == {"sak-loader"}
+    # Every shard once a cycle, here at its first step; without a thread nothing is announced.
+    assert targets.announced == [[0, 1], [], [], [], [0, 1], []]
+    assert len(list(loader.batches(0, 2, ahead=0))) == 2
+    assert len(targets.announced) == 6
+
+
+def test_only_the_shards_of_the_next_steps_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.loader._ANNOUNCED", 2)
+    monkeypatch.setattr("pipeline.loader._WINDOW", 1)
+    announced: list[list[int]] = []
+
+    class Targets:
+        read = staticmethod(lambda rows: {})
+        prefetch = staticmethod(announced.append)
+
+    targets: Any = Targets()
+    loader = Loader(make_views(tmp_path / "store", images=16), batch=2, seed=0, targets=targets)
+    read = [sorted({row // 4 for row in batch.rows.tolist()}) for batch in loader.batches(0, 8, ahead=1)]
+    shards = [part for parts in read[::2] for part in parts]
+    assert announced == [[shards[0]], [shards[1]], [], [shards[2]], [], [shards[3]], [], []]
 
 
 def test_on_a_cpu_no_thread_competes_with_the_step(tmp_path: Path) -> None:
@@ -210,6 +234,9 @@ def test_everything_that_crosses_to_a_gpu_is_pinned(tmp_path: Path, monkeypatch:
 
         def read(self, rows: NDArray[np.int64], /) -> Any:
             return {"first": [{"values": torch.ones(2), "scale": torch.ones(3)}, {"values": torch.ones(4)}]}
+
+        def prefetch(self, parts: list[int], /) -> None:
+            pass
 
     pinned: list[int] = []
 
