@@ -17,8 +17,8 @@ __all__ = ["Finished", "finished", "no_teacher"]
 
 # The same examples in every run: what passed once passes for everybody. `--hypothesis-profile explore` draws new ones;
 # what it finds goes into the test as an example.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("explore", derandomize=False)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("repeatable")
 
 

@@ -83,7 +83,7 @@ def cases(samples: Sequence[ImageSample]) -> Iterator[Case]:
     for area in AREAS:
         spec = ViewSpec(kind="random_resized_crop", size=384, area=(area, area), flip=0.0)
         draws = [draw_view(spec, seed=0, key=sample.key, view=0, sample=sample) for sample in samples]
-        yield Case(f"area {area:.2f}", draws, 384)
+        yield Case("largest box" if area == 1.0 else f"area {area:.2f}", draws, 384)
         if area in (0.25, 0.08):
             yield Case(f"area {area:.2f}, whole image at 768", draws, 768)
             yield Case(f"area {area:.2f}, at another place", draws, 384, moved=True)
