@@ -80,6 +80,7 @@ class Audit:
         specs: Of view sets and columns that could be opened, by folder, what their rows are.
         stamps: Records of view sets and columns as they were just before they were opened.
         digests: SHA-256 of each sound commit record that has been read.
+        missing: Parts without a record, of view sets and columns that are checked whole.
         imageless: Whether this is an export that was made without images.
     """
 
@@ -90,6 +91,7 @@ class Audit:
         self.specs: dict[str, ViewSetSpec] = {}
         self.stamps: dict[str, Stamp | None] = {}
         self.digests: dict[str, str] = {}
+        self.missing: dict[str, tuple[int, ...]] = {}
         self.imageless = False
         self.files = scope.files(root)
         self._left = set(self.files)
@@ -108,8 +110,8 @@ class Audit:
         self.findings.append(Finding(path=path, rows=rows, problem=problem, severity="info"))
 
     def blamed(self) -> set[str]:
-        """Files that something is wrong with."""
-        return {found.path for found in self.findings if found.severity == "error"}
+        """Files that are there and that something is wrong with."""
+        return {found.path for found in self.findings if found.severity == "error" and not found.unrecorded}
 
     def account(self, path: str) -> None:
         """A record tells of this file."""

@@ -72,6 +72,7 @@ def verify(store: Store, /, *, paths: Collection[str] | None = None, progress: P
             _until_settled(audit, views, partial(_check_column, audit, f"columns/{name}/{column}", views))
     _check_uses(audit)
     _check_left(audit)
+    _tell_missing(audit)
     return sorted(audit.findings, key=lambda finding: (finding.path, finding.severity, finding.problem))
 
 
@@ -156,7 +157,8 @@ def _check_view_set(audit: Audit, name: str, views: _Views) -> None:
         audit.error(record, str(error))
         return
     audit.specs[folder] = view_set.spec
-    _tell_missing(audit, view_set)
+    if audit.scope.has(folder):
+        audit.missing[folder] = view_set.missing_parts()
     for commit in _checked_commits(audit, view_set):
         _check_images(audit, view_set, commit)
 
@@ -198,7 +200,8 @@ def _check_column(audit: Audit, folder: str, views: _Views) -> None:
         return
     audit.specs[folder] = view_set.spec
     _check_described(audit, folder, column, view_set=view_set)
-    _tell_missing(audit, column)
+    if audit.scope.has(folder):
+        audit.missing[folder] = column.missing_parts()
     for commit in _checked_commits(audit, column):
         if set(commit.objects) != set(column.part_files(commit.part)):
             audit.error(column.commits.path(commit.part), "lists other files than the column has", rows=commit.rows)
@@ -218,16 +221,6 @@ def _known_view_set(audit: Audit, name: str, views: _Views) -> ViewSet | None:
         with contextlib.suppress(StoreError):
             views[name] = ViewSet(audit.root, name, options=_OPTIONS)
     return views.get(name)
-
-
-def _tell_missing(audit: Audit, owner: ViewSet | Column) -> None:
-    """Rows that are still to be written, which is no damage."""
-    missing = owner.missing_parts()
-    if missing and audit.scope.has(owner.folder):
-        record, rows = record_of(owner.folder), audit.specs[owner.folder].part_rows(missing[0])
-        parts = f"{len(missing)} of {audit.specs[owner.folder].parts} parts are"
-        problem = f"{parts} still to be written, the first one rows {rows.start} to {rows.stop - 1}"
-        audit.info(record, f"{problem}; the same sak extract writes them")
 
 
 def _check_described(audit: Audit, folder: str, column: Column | None, *, view_set: ViewSet) -> None:
@@ -345,6 +338,18 @@ def _check_left(audit: Audit) -> None:
         names = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files of the part"
         problem = f"missing, though there still is {names}: left by a writer that died, or the record was deleted"
         _check_unrecorded(audit, commit, f"{problem}; the same sak extract makes the part again", files=files)
+
+
+def _tell_missing(audit: Audit) -> None:
+    """Parts of which there is nothing yet, which is no damage."""
+    told = {found.path for found in audit.findings}
+    for folder, parts in audit.missing.items():
+        missing = [part for part in parts if f"{folder}/commits/{part_name(part)}.json" not in told]
+        if missing:
+            spec = audit.specs[folder]
+            rows = spec.part_rows(missing[0])
+            problem = f"{len(missing)} of {spec.parts} parts are still to be written, the first one rows {rows.start}"
+            audit.info(record_of(folder), f"{problem} to {rows.stop - 1}; the same sak extract writes them")
 
 
 def _is_beyond(audit: Audit, path: str) -> bool:
