@@ -98,7 +98,7 @@ def test_an_extraction_stopped_between_shards_goes_on(
     class _Stop(Exception):
         pass
 
-    real, count = module._write_part, 0
+    real, count = module.write_part, 0
 
     def stopping(*arguments: Any, **options: Any) -> None:
         nonlocal count
@@ -107,13 +107,13 @@ def test_an_extraction_stopped_between_shards_goes_on(
             raise _Stop
         real(*arguments, **options)
 
-    monkeypatch.setattr(module, "_write_part", stopping)
+    monkeypatch.setattr(module, "write_part", stopping)
     recipe = tiny_recipe(tmp_path)
     for _ in range(2):
         with pytest.raises(_Stop):
             run_stages(recipe, ["extract"])
         count = 2
-    monkeypatch.setattr(module, "_write_part", real)
+    monkeypatch.setattr(module, "write_part", real)
     run_stages(recipe, ["extract"])
     assert stored(tmp_path / "store") == stored(finished.root / "store")
 

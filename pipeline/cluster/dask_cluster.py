@@ -1,0 +1,302 @@
+"""The Dask cluster that an extraction runs on, own or existing, and a bounded stream of tasks through it.
+
+No data travels through Dask: what tasks take and return is a few kilobytes, but for the sums of a codec's fit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import time
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from pipeline.cluster.attempt import Refused, Terms, attempt, software
+from pipeline.errors import PipelineError
+from pipeline.pool import interrupts_held
+from pipeline.tracking import CONSOLE
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+__all__ = ["DaskCluster", "Done", "Job"]
+
+_CONNECT_SECONDS = 30.0
+_RETRIES = 2  # of tasks that failed with what another attempt may mend; a worker's death counts on its own, in Dask
+_WINDOW, _PER_WORKER = 16, 4
+_LOSSES = 5
+
+
+class Job(NamedTuple):
+    """One task.
+
+    Attributes:
+        label: Names it in messages.
+        call: A function that any worker can import.
+        arguments: Plain and small.
+        teacher: Whether it runs one.
+        shared: A larger argument, the last, that many jobs have in common; sent to every worker once.
+        home: Worker that had better do it.
+    """
+
+    label: str
+    call: Callable[..., Any]
+    arguments: Sequence[Any]
+    teacher: bool
+    shared: object = None
+    home: str | None = None
+
+
+class Done(NamedTuple):
+    """A job, and what it returned."""
+
+    job: Job
+    result: Any
+
+
+class DaskCluster:
+    """A cluster that starts when it is first used; to be used in a ``with`` block.
+
+    Args:
+        workers: Processes to start on this machine, where there is no scheduler.
+        scheduler: Address or scheduler file of a cluster that exists.
+        gpu: Keep teachers to workers with the resource GPU; else only where some worker declares it.
+        threads: Torch's in each worker; None shares this machine's out, and leaves another cluster's as they are.
+    """
+
+    def __init__(self, workers: int, /, *, scheduler: str | None, gpu: bool, threads: int | None) -> None:
+        self._workers, self._scheduler, self._gpu, self._threads = workers, scheduler, gpu, threads
+        self._stack = ExitStack()
+        self._made: Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self._scheduler or f"{self._workers} Dask workers on this machine"
+
+    @property
+    def client(self) -> Client:
+        """The connection, made now if need be.
+
+        Raises:
+            PipelineError: Dask is not installed, or no scheduler answers.
+        """
+        if self._made is None:
+            if importlib.util.find_spec("distributed") is None:
+                raise PipelineError("extract.engine: dask needs Dask; install it with: pip install 'sak-distill[dask]'")
+            self._made = self._local() if self._scheduler is None else self._remote(self._scheduler)
+            if _has_dashboard(self._made):
+                CONSOLE.print(f"Dask dashboard: {self._made.dashboard_link}")
+        return self._made
+
+    def call(self, job: Job, /) -> Any:
+        """Do one job; returns its result.
+
+        Raises:
+            PipelineError, SakError, StoreError: As ``stream``.
+        """
+        ((done,),) = [list(self.stream([[job]]))]
+        return done.result
+
+    def homes(self) -> list[str]:
+        """Addresses of the workers that teachers run on, to share lasting work out among."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        on_gpus = self._teachers_on_gpus()
+        return sorted(name for name, about in workers.items() if not on_gpus or about["resources"].get("GPU"))
+
+    def stream(self, chains: Iterable[Sequence[Job]], /) -> Iterator[Done]:
+        """Do chains of jobs, each job of a chain after the one before it, and give each job's result as it is done.
+
+        Only a few chains for each worker are in flight, however many there are.
+
+        Raises:
+            PipelineError: A job met a user's mistake, workers died of one, or the scheduler went away.
+            SakError: As a job.
+            StoreError: As a job, three times over.
+        """
+        from distributed import as_completed
+
+        flight = _Flight(self)
+        left, finished = iter(chains), as_completed([], loop=self.client.loop)
+        try:
+            while True:
+                while len(flight) < self._window() and (chain := next(left, None)) is not None:
+                    finished.update(flight.send(chain))
+                if not len(flight):
+                    return
+                future = next(finished)
+                if future.cancelled():
+                    self._await_scheduler()
+                    finished = as_completed(flight.again(), loop=self.client.loop)
+                else:
+                    yield flight.landed(future)
+        finally:
+            flight.cancel()
+
+    def submit(self, job: Job, /, *arguments: object, key: str) -> Future[Any]:
+        """Hand one task to the scheduler: the job's arguments come after these."""
+        threads = self._threads
+        if threads is None and self._scheduler is None:
+            threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
+        return self.client.submit(
+            attempt,
+            Terms(threads, software()),
+            job.call,
+            *arguments,
+            key=key,
+            pure=False,
+            retries=_RETRIES,
+            resources={"GPU": 1} if job.teacher and self._teachers_on_gpus() else None,
+            workers=None if job.home is None else [job.home],
+            allow_other_workers=job.home is not None,
+        )
+
+    def _local(self) -> Client:
+        from distributed import Client, LocalCluster
+
+        dashboard = "localhost:8787" if importlib.util.find_spec("bokeh") else None
+        # Ctrl-C is for this process to answer; workers inherit that it is held back.
+        with warnings.catch_warnings(), interrupts_held():
+            warnings.filterwarnings("ignore", message="Port .* is already in use")
+            cluster = LocalCluster(
+                n_workers=self._workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,  # or Dask would pause a worker for ever whose teacher takes most of its share
+                dashboard_address=dashboard,
+                silence_logs=logging.CRITICAL,
+            )
+        self._stack.callback(cluster.close)
+        return self._stack.enter_context(Client(cluster))
+
+    def _remote(self, scheduler: str) -> Client:
+        from distributed import Client
+
+        where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
+        try:
+            client = self._stack.enter_context(Client(timeout=_CONNECT_SECONDS, **where))
+        except (OSError, ValueError, TimeoutError) as error:
+            raise PipelineError(
+                f"extract.scheduler: no Dask scheduler answers at {scheduler} ({error}); start one with dask scheduler,"
+                " or leave it out and give --workers"
+            ) from error
+        if not client.nthreads():
+            CONSOLE.print(f"waiting for the first worker of {scheduler}")
+            client.wait_for_workers(1)
+        return client
+
+    def _window(self) -> int:
+        return max(_WINDOW, _PER_WORKER * sum(self.client.nthreads().values()))
+
+    def _teachers_on_gpus(self) -> bool:
+        if not self._gpu and self._scheduler is not None:
+            workers: Mapping[str, Mapping[str, Any]] = self.client.scheduler_info(n_workers=-1)["workers"]
+            self._gpu = any(worker["resources"].get("GPU") for worker in workers.values())
+        return self._gpu
+
+    def _await_scheduler(self) -> None:
+        """After the connection was lost: wait for it to be made again, as the client tries to."""
+        stop = time.monotonic() + _CONNECT_SECONDS
+        while self.client.status == "connecting" and time.monotonic() < stop:
+            time.sleep(0.1)
+        if self.client.status != "running":
+            raise PipelineError(
+                f"the Dask scheduler of {self.name} went away; start it again and run the same command: finished shards"
+                " are kept"
+            )
+
+
+class _Flight:
+    """Chains whose futures are with the scheduler."""
+
+    def __init__(self, cluster: DaskCluster) -> None:
+        self._cluster, self._token = cluster, uuid.uuid4().hex[:8]
+        self._chains: dict[Future[Any], deque[Job]] = {}  # what of the chain of each future is not done yet
+        self._shared: tuple[object, Future[Any] | None] = (None, None)
+        self._sent = self._losses = 0
+
+    def __len__(self) -> int:
+        return len({id(chain) for chain in self._chains.values()})
+
+    def send(self, chain: Sequence[Job]) -> list[Future[Any]]:
+        """Submit a chain."""
+        before: Future[Any] | None = None
+        left = deque(chain)
+        futures = []
+        for job in chain:
+            arguments = (*job.arguments, self._spread(job.shared)) if job.shared is not None else job.arguments
+            key = f"{job.label.replace(' ', '-')}-{self._token}-{self._sent}"
+            before = self._cluster.submit(job, before, *arguments, key=key)
+            self._chains[before] = left
+            self._sent += 1
+            futures.append(before)
+        return futures
+
+    def landed(self, future: Future[Any]) -> Done:
+        """The result of a future that is done; those of a chain come in order."""
+        from distributed import KilledWorker
+
+        chain = self._chains.pop(future)
+        job = chain.popleft()
+        try:
+            result = future.result()
+        except KilledWorker as error:
+            raise PipelineError(
+                f"{job.label}: {error.allowed_failures + 1} Dask workers died while they made it, most often for want"
+                " of memory; lower extract.batch, rows_per_shard or the number of workers of a machine, and rerun:"
+                " finished shards are kept"
+            ) from error
+        except ModuleNotFoundError as error:
+            raise PipelineError(
+                f"{job.label}: a Dask worker of {self._cluster.name} lacks {error.name}; give workers and this machine"
+                " equal software"
+            ) from error
+        if isinstance(result, Refused):
+            raise result.error
+        return Done(job, result)
+
+    def again(self) -> list[Future[Any]]:
+        """Submit what is not done once more, after its futures were lost.
+
+        Raises:
+            PipelineError: That happens all the time.
+        """
+        self._losses += 1
+        if self._losses > _LOSSES:
+            raise PipelineError(
+                f"{self._cluster.name}: the scheduler lost its tasks {self._losses} times; look at its log and that of"
+                " its workers, and rerun: finished shards are kept"
+            )
+        left = {id(chain): chain for chain in self._chains.values()}
+        self._chains, self._shared = {}, (None, None)
+        return [future for chain in left.values() for future in self.send(tuple(chain))]
+
+    def cancel(self) -> None:
+        """Take back what is not done: of no use where the stream ended early, and nothing where it did not."""
+        if self._chains and self._cluster.client.status == "running":
+            self._cluster.client.cancel(list(self._chains))
+
+    def _spread(self, value: object) -> Future[Any]:
+        held, future = self._shared
+        if held is not value or future is None:
+            (future,) = self._cluster.client.scatter([value], broadcast=True, hash=False)
+            self._shared = (value, future)
+        return future
+
+
+def _has_dashboard(client: Client) -> bool:
+    return importlib.util.find_spec("bokeh") is not None and "dashboard" in client.scheduler_info()["services"]
