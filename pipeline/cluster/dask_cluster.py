@@ -13,7 +13,7 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -31,6 +31,8 @@ _CONNECT_SECONDS = 30.0
 _RETRIES = 2  # of tasks that failed with what another attempt may mend; a worker's death counts on its own, in Dask
 _WINDOW, _PER_WORKER = 16, 4
 _LOSSES = 5
+_ASK_SECONDS = 1.0
+_DISCONNECTED = (OSError, TimeoutError)  # what Dask's own connections raise
 
 
 class Job(NamedTuple):
@@ -74,6 +76,8 @@ class DaskCluster:
         self._workers, self._scheduler, self._gpu, self._threads = workers, scheduler, gpu, threads
         self._stack = ExitStack()
         self._made: Client | None = None
+        self._workers_known: Mapping[str, Mapping[str, Any]] = {}
+        self._asked = -_ASK_SECONDS
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +102,8 @@ class DaskCluster:
         if self._made is None:
             if importlib.util.find_spec("distributed") is None:
                 raise PipelineError("extract.engine: dask needs Dask; install it with: pip install 'sak-distill[dask]'")
+            # What it has to say comes as an exception as well; the rest is in the logs of the scheduler and workers.
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
             self._made = self._local() if self._scheduler is None else self._remote(self._scheduler)
             if _has_dashboard(self._made):
                 CONSOLE.print(f"Dask dashboard: {self._made.dashboard_link}")
@@ -114,9 +120,8 @@ class DaskCluster:
 
     def homes(self) -> list[str]:
         """Addresses of the workers that teachers run on, to share lasting work out among."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        on_gpus = self._teachers_on_gpus()
-        return sorted(name for name, about in workers.items() if not on_gpus or about["resources"].get("GPU"))
+        workers = self._known()
+        return sorted(name for name, about in workers.items() if not self._gpu or _has_gpu(about))
 
     def stream(self, chains: Iterable[Sequence[Job]], /) -> Iterator[Done]:
         """Do chains of jobs, each job of a chain after the one before it, and give each job's result as it is done.
@@ -130,16 +135,20 @@ class DaskCluster:
         """
         from distributed import as_completed
 
-        flight = _Flight(self)
-        left, finished = iter(chains), as_completed([], loop=self.client.loop)
+        flight, left = _Flight(self), iter(chains)
+        finished = as_completed([], loop=self.client.loop)
         try:
             while True:
-                while len(flight) < self._window() and (chain := next(left, None)) is not None:
-                    finished.update(flight.send(chain))
-                if not len(flight):
-                    return
-                future = next(finished)
-                if future.cancelled():
+                try:
+                    while len(flight) < self._window() and (chain := next(left, None)) is not None:
+                        finished.update(flight.send(chain))
+                    if not len(flight):
+                        return
+                    future = next(finished)
+                    lost = future.cancelled()
+                except _DISCONNECTED:
+                    lost = True
+                if lost:
                     self._await_scheduler()
                     finished = as_completed(flight.again(), loop=self.client.loop)
                 else:
@@ -160,7 +169,7 @@ class DaskCluster:
             key=key,
             pure=False,
             retries=_RETRIES,
-            resources={"GPU": 1} if job.teacher and self._teachers_on_gpus() else None,
+            resources={"GPU": 1} if job.teacher and self._gpu else None,
             workers=None if job.home is None else [job.home],
             allow_other_workers=job.home is not None,
         )
@@ -195,18 +204,22 @@ class DaskCluster:
                 " or leave it out and give --workers"
             ) from error
         if not client.nthreads():
-            CONSOLE.print(f"waiting for the first worker of {scheduler}")
+            CONSOLE.print(f"waiting for a worker of {scheduler}")
             client.wait_for_workers(1)
         return client
 
     def _window(self) -> int:
-        return max(_WINDOW, _PER_WORKER * sum(self.client.nthreads().values()))
+        """How many chains may be in flight."""
+        return max(_WINDOW, _PER_WORKER * sum(about["nthreads"] for about in self._known().values()))
 
-    def _teachers_on_gpus(self) -> bool:
-        if not self._gpu and self._scheduler is not None:
-            workers: Mapping[str, Mapping[str, Any]] = self.client.scheduler_info(n_workers=-1)["workers"]
-            self._gpu = any(worker["resources"].get("GPU") for worker in workers.values())
-        return self._gpu
+    def _known(self) -> Mapping[str, Mapping[str, Any]]:
+        """The workers there are, by address, as of a moment ago."""
+        now = time.monotonic()
+        if now >= self._asked + _ASK_SECONDS and self.client.status == "running":
+            self._workers_known = self.client.scheduler_info(n_workers=-1)["workers"]
+            self._gpu = self._gpu or any(map(_has_gpu, self._workers_known.values()))
+            self._asked = now
+        return self._workers_known
 
     def _await_scheduler(self) -> None:
         """After the connection was lost: wait for it to be made again, as the client tries to."""
@@ -218,6 +231,8 @@ class DaskCluster:
                 f"the Dask scheduler of {self.name} went away; start it again and run the same command: finished shards"
                 " are kept"
             )
+        if not self.client.nthreads():
+            CONSOLE.print(f"{self.name}: the scheduler is back; waiting for a worker")
 
 
 class _Flight:
@@ -225,33 +240,28 @@ class _Flight:
 
     def __init__(self, cluster: DaskCluster) -> None:
         self._cluster, self._token = cluster, uuid.uuid4().hex[:8]
-        self._chains: dict[Future[Any], deque[Job]] = {}  # what of the chain of each future is not done yet
+        self._chains: list[deque[Job]] = []  # what is not done of each
+        self._futures: dict[Future[Any], deque[Job]] = {}
         self._shared: tuple[object, Future[Any] | None] = (None, None)
         self._sent = self._losses = 0
 
     def __len__(self) -> int:
-        return len({id(chain) for chain in self._chains.values()})
+        return len(self._chains)
 
     def send(self, chain: Sequence[Job]) -> list[Future[Any]]:
         """Submit a chain."""
-        before: Future[Any] | None = None
-        left = deque(chain)
-        futures = []
-        for job in chain:
-            arguments = (*job.arguments, self._spread(job.shared)) if job.shared is not None else job.arguments
-            key = f"{job.label.replace(' ', '-')}-{self._token}-{self._sent}"
-            before = self._cluster.submit(job, before, *arguments, key=key)
-            self._chains[before] = left
-            self._sent += 1
-            futures.append(before)
-        return futures
+        # Listed before anything can go wrong, so that ``again`` submits it.
+        self._chains.append(deque(chain))
+        return self._submit(self._chains[-1])
 
     def landed(self, future: Future[Any]) -> Done:
         """The result of a future that is done; those of a chain come in order."""
         from distributed import KilledWorker
 
-        chain = self._chains.pop(future)
+        chain = self._futures.pop(future)
         job = chain.popleft()
+        if not chain:
+            self._chains.remove(chain)
         try:
             result = future.result()
         except KilledWorker as error:
@@ -281,14 +291,26 @@ class _Flight:
                 f"{self._cluster.name}: the scheduler lost its tasks {self._losses} times; look at its log and that of"
                 " its workers, and rerun: finished shards are kept"
             )
-        left = {id(chain): chain for chain in self._chains.values()}
-        self._chains, self._shared = {}, (None, None)
-        return [future for chain in left.values() for future in self.send(tuple(chain))]
+        self._futures, self._shared = {}, (None, None)
+        return [future for chain in self._chains for future in self._submit(chain)]
 
     def cancel(self) -> None:
         """Take back what is not done: of no use where the stream ended early, and nothing where it did not."""
-        if self._chains and self._cluster.client.status == "running":
-            self._cluster.client.cancel(list(self._chains))
+        if self._futures and self._cluster.client.status == "running":
+            with suppress(*_DISCONNECTED):
+                self._cluster.client.cancel(list(self._futures))
+
+    def _submit(self, chain: deque[Job]) -> list[Future[Any]]:
+        before: Future[Any] | None = None
+        futures = []
+        for job in chain:
+            arguments = job.arguments if job.shared is None else (*job.arguments, self._spread(job.shared))
+            key = f"{job.label.replace(' ', '-')}-{self._token}-{self._sent}"
+            self._sent += 1
+            before = self._cluster.submit(job, before, *arguments, key=key)
+            self._futures[before] = chain
+            futures.append(before)
+        return futures
 
     def _spread(self, value: object) -> Future[Any]:
         held, future = self._shared
@@ -296,6 +318,10 @@ class _Flight:
             (future,) = self._cluster.client.scatter([value], broadcast=True, hash=False)
             self._shared = (value, future)
         return future
+
+
+def _has_gpu(worker: Mapping[str, Any]) -> bool:
+    return bool(worker["resources"].get("GPU"))
 
 
 def _has_dashboard(client: Client) -> bool:
