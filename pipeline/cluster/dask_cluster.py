@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DaskCluster", "Done", "Job"]
 
 _CONNECT_SECONDS = 30.0
+_PATIENCE_SECONDS = 300.0
 _RETRIES = 2  # of tasks that failed with what another attempt may mend; a worker's death counts on its own, in Dask
 _WINDOW, _PER_WORKER = 16, 4
 _LOSSES = 5
@@ -102,8 +103,7 @@ class DaskCluster:
         if self._made is None:
             if importlib.util.find_spec("distributed") is None:
                 raise PipelineError("extract.engine: dask needs Dask; install it with: pip install 'sak-distill[dask]'")
-            # What it has to say comes as an exception as well; the rest is in the logs of the scheduler and workers.
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            _silence()
             self._made = self._local() if self._scheduler is None else self._remote(self._scheduler)
             if _has_dashboard(self._made):
                 CONSOLE.print(f"Dask dashboard: {self._made.dashboard_link}")
@@ -115,7 +115,7 @@ class DaskCluster:
         Raises:
             PipelineError, SakError, StoreError: As ``stream``.
         """
-        ((done,),) = [list(self.stream([[job]]))]
+        (done,) = self.stream([[job]])
         return done.result
 
     def homes(self) -> list[str]:
@@ -190,15 +190,12 @@ class DaskCluster:
                 silence_logs=logging.CRITICAL,
             )
         self._stack.callback(cluster.close)
-        return self._stack.enter_context(Client(cluster))
+        return self._stack.enter_context(Client(cluster, set_as_default=False))
 
     def _remote(self, scheduler: str) -> Client:
-        from distributed import Client
-
-        where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
         try:
-            client = self._stack.enter_context(Client(timeout=_CONNECT_SECONDS, **where))
-        except (OSError, ValueError, TimeoutError) as error:
+            client = self._connect(scheduler)
+        except (*_DISCONNECTED, ValueError) as error:
             raise PipelineError(
                 f"extract.scheduler: no Dask scheduler answers at {scheduler} ({error}); start one with dask scheduler,"
                 " or leave it out and give --workers"
@@ -208,9 +205,16 @@ class DaskCluster:
             client.wait_for_workers(1)
         return client
 
+    def _connect(self, scheduler: str) -> Client:
+        from distributed import Client
+
+        where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
+        return self._stack.enter_context(Client(timeout=_CONNECT_SECONDS, set_as_default=False, **where))
+
     def _window(self) -> int:
         """How many chains may be in flight."""
-        return max(_WINDOW, _PER_WORKER * sum(about["nthreads"] for about in self._known().values()))
+        threads: int = sum(about["nthreads"] for about in self._known().values())
+        return max(_WINDOW, _PER_WORKER * threads)
 
     def _known(self) -> Mapping[str, Mapping[str, Any]]:
         """The workers there are, by address, as of a moment ago."""
@@ -222,17 +226,20 @@ class DaskCluster:
         return self._workers_known
 
     def _await_scheduler(self) -> None:
-        """After the connection was lost: wait for it to be made again, as the client tries to."""
-        stop = time.monotonic() + _CONNECT_SECONDS
-        while self.client.status == "connecting" and time.monotonic() < stop:
+        """After the connection was lost: wait for a scheduler at the same address, and connect again."""
+        scheduler, stop = self._scheduler, time.monotonic() + _PATIENCE_SECONDS
+        if self.client.status != "running":
+            CONSOLE.print(f"{self.name}: lost the scheduler; waiting up to {_PATIENCE_SECONDS:.0f} s for its return")
+        while self.client.status != "running" and time.monotonic() < stop:
             time.sleep(0.1)
+            if scheduler is not None and self.client.status == "closed":  # it has given up
+                with suppress(*_DISCONNECTED):
+                    self._made = self._connect(scheduler)
         if self.client.status != "running":
             raise PipelineError(
                 f"the Dask scheduler of {self.name} went away; start it again and run the same command: finished shards"
                 " are kept"
             )
-        if not self.client.nthreads():
-            CONSOLE.print(f"{self.name}: the scheduler is back; waiting for a worker")
 
 
 class _Flight:
@@ -318,6 +325,15 @@ class _Flight:
             (future,) = self._cluster.client.scatter([value], broadcast=True, hash=False)
             self._shared = (value, future)
         return future
+
+
+def _silence() -> None:
+    """Keep Dask's own log off this process's output: what matters of it comes as an exception as well."""
+    import distributed
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == distributed.__name__:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _has_gpu(worker: Mapping[str, Any]) -> bool:

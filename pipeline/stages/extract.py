@@ -89,6 +89,8 @@ def _need(store: Store, view_set: ViewSet, need: Need, *, study: Study, clusters
     if config.engine == "dask":
         place = Place(study.store, view_set.name, study.device, config.batch)
         return extract_over(cluster, store, view_set, data=need.data, wanted=wanted, place=place)
+    if study.threads is not None:
+        torch.set_num_threads(study.threads)
     worked = _views(view_set, need, config=config)
     return _columns(store, view_set, wanted, batch=config.batch, device=pick_device(study.device)) or worked
 

@@ -183,6 +183,7 @@ def _tolerate(failures: int, dask_scheduler: Any = None) -> None:
 
 def test_a_scheduler_that_goes_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(dask_cluster, "_PATIENCE_SECONDS", 1.0)
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), local_cluster(1, processes=False) as made:
         study = study_of(tmp_path, [*SMALL, *over(made.scheduler_address)])
         ended: list[BaseException] = []
