@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pipeline.bad_rows import BadRows
 from pipeline.calibration import in_batches, shares
 from pipeline.cluster.attempt import anywhere
 from pipeline.cluster.dask_cluster import DaskCluster, Done, Job
@@ -49,6 +50,7 @@ def extract_over(
 
     Raises:
         BadImageError: A source image cannot be decoded (see ``on_error``).
+        DataError: More images than are allowed cannot be used.
         TeacherError: A teacher's weights are absent or do not fit.
         PipelineError: Workers died, or the scheduler went away.
         StoreError: The store is damaged or cannot be written.
@@ -64,9 +66,11 @@ class _Extraction:
         self, cluster: DaskCluster, store: Store, view_set: ViewSet, data: DataConfig, place: Place, /
     ) -> None:
         self._cluster, self._store, self._view_set, self._data, self._place = cluster, store, view_set, data, place
+        self._bad_rows = BadRows(view_set, data)
 
     def run(self, wanted: Sequence[Wanted]) -> bool:
         """See ``extract_over``."""
+        self._bad_rows.check()
         writers = [writer for item in wanted if (writer := self._writer(item)) is not None]
         missing = frozenset(self._view_set.missing_parts())
         parts = sorted(missing.union(*(writer.missing for writer in writers)))
@@ -79,7 +83,7 @@ class _Extraction:
             f"extract {names} over {self._view_set.name}: {len(parts)} shards to make on {self._cluster.name}"
         )
         self._stream((self._chain(part, part in missing, writers) for part in parts), f"extract {names}", total)
-        bad = self._view_set.spec.rows - len(self._view_set.usable_rows())
+        bad = self._bad_rows.check()
         if missing and bad:
             CONSOLE.print(
                 f"views {self._view_set.name}: {bad} rows left out; their reasons are in the index (sak store info)"
@@ -91,6 +95,7 @@ class _Extraction:
             shown = bar.add_task(label, total=total)
             for done in self._cluster.stream(chains):
                 bar.advance(shown, done.result * _columns_of(done))
+                self._bad_rows.glance()
 
     def _chain(self, part: int, views: bool, writers: Sequence[_Writer]) -> list[Job]:
         """A part's view, if it is missing, and then its columns."""

@@ -33,10 +33,11 @@ _TEACHERS = 8
 
 
 class Place(NamedTuple):
-    """Where a task reads and writes, and computes."""
+    """Where a task reads and writes, and computes; ``views`` is how many of the view set's are asked for."""
 
     store: str
     view_set: str
+    views: int
     device: str
     batch: int
 
@@ -80,7 +81,7 @@ def map_levels(place: Place, target: Target, /) -> tuple[LevelSpec, ...]:
         TeacherError: The teacher's weights are absent or do not fit, or it takes no views of this size.
     """
     store = Store.open(place.store)
-    view_set = store.view_set(place.view_set)
+    view_set = store.view_set(place.view_set, views=place.views)
     return _source(store, view_set, target, place).levels(view_set)
 
 
@@ -95,8 +96,8 @@ def make_columns(place: Place, targets: Sequence[Target], part: int, /) -> int:
         StoreError: The store is damaged or cannot be written.
     """
     store = Store.open(place.store)
-    view_set = store.view_set(place.view_set)
-    columns = [store.column(place.view_set, target.column) for target in targets]
+    view_set = store.view_set(place.view_set, views=place.views)
+    columns = [store.column(place.view_set, target.column, views=place.views) for target in targets]
     todo = [
         (_source(store, view_set, target, place, most=len(targets)), column)
         for target, column in zip(targets, columns, strict=True)
@@ -167,7 +168,7 @@ _samples, _teachers = _Samples(), _Teachers()
 
 def _sample(work: FitShare) -> Replay:
     store = Store.open(work.place.store)
-    view_set = store.view_set(work.place.view_set)
+    view_set = store.view_set(work.place.view_set, views=work.place.views)
     source = _source(store, view_set, work.target, work.place)
     return Replay(len(work.batches), make=lambda index: source.sample(view_set, work.batches[index]))
 
@@ -175,5 +176,5 @@ def _sample(work: FitShare) -> Replay:
 def _source(store: Store, view_set: ViewSet, target: Target, place: Place, *, most: int = 1) -> MapSource:
     device = pick_device(place.device)
     if target.exact:
-        return StoredMaps(store.column(view_set.name, target.exact), target.spec, device=device)
+        return StoredMaps(store.column(view_set.name, target.exact, views=place.views), target.spec, device=device)
     return LiveMaps(_teachers.load(target.spec, str(device), most))

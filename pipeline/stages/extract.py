@@ -87,7 +87,7 @@ def _need(store: Store, view_set: ViewSet, need: Need, *, study: Study, clusters
     config, cluster = study.extract, clusters.of(study)
     wanted = [Wanted(study.teachers[name].spec(name), codec) for name, codec in need.teachers.items()]
     if config.engine == "dask":
-        place = Place(study.store, view_set.name, study.device, config.batch)
+        place = Place(study.store, view_set.name, view_set.spec.views, study.device, config.batch)
         return extract_over(cluster, store, view_set, data=need.data, wanted=wanted, place=place)
     if study.threads is not None:
         torch.set_num_threads(study.threads)

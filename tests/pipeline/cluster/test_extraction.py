@@ -133,7 +133,7 @@ def test_two_attempts_at_once_leave_one_part(address: str, tmp_path: Path) -> No
     assert data is not None
     assert view_set_spec(data, labels=False).name == view_set.name
     column = next(column for column in store.columns(view_set.name) if column.spec.teacher == "first")
-    place = Place(study.store, view_set.name, "cpu", study.extract.batch)
+    place = Place(study.store, view_set.name, 1, "cpu", study.extract.batch)
     target = target_of(study.teachers["first"].spec("first"), column=column.name)
     with client_of(address) as client:
         workers = list(client.nthreads())
