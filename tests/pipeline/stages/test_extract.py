@@ -393,13 +393,13 @@ def test_rows_left_out_do_not_count_in_the_measured_error(tmp_path: Path) -> Non
     (view_set,) = store.view_sets()
     teacher = module.load_teacher(study.teachers["first"].spec("first"))
     column = next(column for column in store.columns(view_set.name) if column.spec.teacher == "first")
-    writer = module._Writer(LiveMaps(teacher), column, frozenset())
+    source = LiveMaps(teacher)
     shown = module.part_pixels(view_set, 0, batch=5)
     assert shown.usable.all()
     kept: list[Any] = []
     column.write_part = lambda *_, stats, **__: kept.append(stats)  # type: ignore[assignment,method-assign]
     for usable in (shown.usable, shown.usable & (torch.arange(8) < 3), shown.usable & False):
-        module._write_part(writer, view_set, 0, shown._replace(usable=usable), batch=5, done=lambda _: None)
+        module.write_part(source, column, 0, shown._replace(usable=usable), batch=5, done=lambda _: None)
     assert kept[0] == column.commits.require([0])[0].stats
     assert kept[1] != kept[0]
     assert kept[1].keys() == kept[0].keys()
