@@ -106,14 +106,56 @@ def run(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> N
         report(recipe, overrides)
 
 
-@app.command(epilog="Example:  sak extract workflows/quickstart.yaml extract.codec=fp16")
-def extract(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
+@app.command(epilog="Example:  sak extract workflows/quickstart.yaml extract.codec=fp16 --workers 2")
+def extract(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    only: Runs = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            "-w",
+            min=1,
+            metavar="N",
+            help="Start N Dask workers on this machine; each makes whole shards, views and teachers, with its share of"
+            " the cores. As extract.engine=dask extract.workers=N.",
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Use a Dask cluster that exists: its scheduler's address, tcp://HOST:8786, or scheduler file (.json)."
+            " Its workers must see the store, images and weights under the same paths. As extract.engine=dask"
+            " extract.scheduler=ADDRESS.",
+        ),
+    ] = None,
+    gpu_workers: Annotated[
+        bool,
+        typer.Option(
+            "--gpu-workers",
+            help="With --scheduler: teachers wait for workers with the resource GPU (dask worker --resources GPU=1)."
+            " Where a worker has it when the run starts, that goes without saying.",
+        ),
+    ] = False,
+) -> None:
     """Write the views and teacher columns that a recipe reads into its store; done shards are never redone.
 
     The only stage that loads teachers, unless a recipe says targets: online.
+
+    Teachers run in this process, and extract.workers (2) processes decode images for them. With --workers or
+    --scheduler Dask spreads the work, and all of the above does each shard in one worker: a worker that dies costs
+    time and no shard. The bytes in the store are the same in every case. Clusters: workflows/cluster.md.
     """
+    changes = [
+        *(["extract.engine=dask"] if workers or scheduler else []),
+        *([f"extract.workers={workers}"] if workers else []),
+        *([f"extract.scheduler={scheduler}"] if scheduler else []),
+        *(["extract.gpu_workers=true"] if gpu_workers else []),
+    ]
     with _made_by("run", recipe, overrides):
-        _stages(("extract",), _load(recipe, overrides), only)
+        _stages(("extract",), _load(recipe, [*(overrides or []), *changes]), only)
 
 
 @app.command(epilog="Example:  sak distill workflows/quickstart.yaml --run sak")

@@ -4,14 +4,17 @@ The sample is the first usable rows of a view set's first view: they are there h
 codec depends on that. Rows are a pseudo-random permutation of the images, fixed by the view set's own seed, so the
 first ones are a random sample, and the same one in every process.
 
-A fitter that could be merged with another would let workers share a sample: ``fit_codecs`` is the one place that would
-change, with one fitter for each share of the batches and a merge before ``end_pass``.
+A pass adds up the sample in shares of consecutive batches, which depend on the sample alone, and merges the sums of
+the shares in the order of the rows. So the codec is the same to the bit whether one process takes all shares or many
+take some, and whoever is done first: workers of ``pipeline.cluster`` share a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.maps import MapSource
@@ -20,10 +23,13 @@ from store.codecs.base import Codec, Fitter, LevelSpec
 from store.codecs.registry import CodecChoice, choose_codec, is_fitted, make_fitter
 from store.viewset import ViewSet
 
-__all__ = ["KEEP_BYTES", "Replay", "column_codec", "fit_codecs", "in_batches"]
+__all__ = ["KEEP_BYTES", "Replay", "column_codec", "fit_codecs", "in_batches", "share_sums", "shares"]
 
 KEEP_BYTES = 1 << 30
 """Most bytes of features that are kept between passes over a sample; the rest is computed again in each."""
+
+_MOST_SHARES = 64
+"""Sums of a share take tens of megabytes; up to so many workers, more than fit a codec in any hurry, get some each."""
 
 
 class Replay:
@@ -39,10 +45,15 @@ class Replay:
         self._count, self._make, self._left = count, make, keep_bytes
         self._kept: dict[int, Sequence[Tensor]] = {}
 
-    def __iter__(self) -> Iterator[Sequence[Tensor]]:
-        return (self._batch(index) for index in range(self._count))
+    def __len__(self) -> int:
+        return self._count
 
-    def _batch(self, index: int) -> Sequence[Tensor]:
+    def __iter__(self) -> Iterator[Sequence[Tensor]]:
+        return (self[index] for index in range(self._count))
+
+    def __getitem__(self, index: int, /) -> Sequence[Tensor]:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
         if index in self._kept:
             return self._kept[index]
         feats = self._make(index)
@@ -58,13 +69,39 @@ def in_batches(rows: Sequence[int], batch: int, /) -> list[Sequence[int]]:
     return [rows[first : first + batch] for first in range(0, len(rows), batch)]
 
 
+def shares(count: int, /) -> list[range]:
+    """Batches of a sample in shares whose sums are taken on their own, as many as there may be and about equal.
+
+    Nothing but the number of batches decides them: float sums depend on how terms are grouped.
+    """
+    size = max(1, -(-count // _MOST_SHARES))
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def share_sums(
+    fitter: Fitter, batches: Replay | Sequence[Sequence[Tensor]], share: range, /
+) -> Mapping[str, NDArray[np.float64]]:
+    """What a share of the batches adds to the pass that a fitter is in; the fitter itself is left as it is.
+
+    Args:
+        batches: No more rows than the fitter wants.
+
+    Raises:
+        StoreError: The sample is not finite.
+    """
+    part = fitter.part()
+    for index in share:
+        part.add(batches[index])
+    return part.sums
+
+
 def fit_codecs(
-    fitters: Sequence[Fitter], batches: Iterable[Sequence[Tensor]], /, *, done: Callable[[int], None]
+    fitters: Sequence[Fitter], batches: Replay | Sequence[Sequence[Tensor]], /, *, done: Callable[[int], None]
 ) -> list[Codec]:
     """Show one sample to several fitters at once, each its own number of rows and passes.
 
     Args:
-        batches: Can be gone through as often as the most passes that a fitter wants.
+        batches: Gone through as often as the most passes that a fitter wants.
         done: Told the rows of every batch shown.
 
     Raises:
@@ -73,12 +110,17 @@ def fit_codecs(
     for number in range(max(fitter.passes for fitter in fitters)):
         active = [fitter for fitter in fitters if number < fitter.passes]
         shown = 0
-        for feats in batches:
-            for fitter in active:
-                if shown < fitter.rows:
-                    fitter.add([feat[: fitter.rows - shown] for feat in feats])
-            shown += len(feats[0])
-            done(len(feats[0]))
+        for share in shares(len(batches)):
+            parts = [(fitter, fitter.part()) for fitter in active if shown < fitter.rows]
+            for index in share:
+                feats = batches[index]
+                for fitter, part in parts:
+                    if shown < fitter.rows:
+                        part.add([feat[: fitter.rows - shown] for feat in feats])
+                shown += len(feats[0])
+                done(len(feats[0]))
+            for fitter, part in parts:
+                fitter.merge(part.sums)
         for fitter in active:
             fitter.end_pass()
     return [fitter.codec() for fitter in fitters]

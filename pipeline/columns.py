@@ -1,4 +1,4 @@
-"""One part of a column: a teacher's maps of its rows, encoded, with the error that this causes.
+"""Making columns: the column that a teacher's maps go to, and each part of it, encoded, with the error this causes.
 
 Legend: N rows, H W rows and columns of an image.
 """
@@ -20,12 +20,26 @@ from pipeline.clock import Clock
 from pipeline.features import decode_maps, encode_maps, load_pixels
 from pipeline.fidelity import Fidelity
 from pipeline.maps import MapSource
+from pipeline.targets import find_column
 from pipeline.viewsets import view_size
+from sak.teachers.identity import teacher_identity
+from sak.teachers.spec import TeacherSpec
+from store.codecs.base import Codec, LevelSpec
+from store.codecs.registry import CodecChoice
+from store.column import Column
 from store.commits import Spent
-from store.spec import ColumnSpec
+from store.spec import ColumnSpec, ViewSetSpec
+from store.store import Store
 from store.viewset import ViewSet
 
-__all__ = ["EncodedPart", "PartPixels", "encode_part", "part_pixels"]
+__all__ = ["EncodedPart", "PartPixels", "Wanted", "encode_part", "part_pixels", "settled_column", "write_part"]
+
+
+class Wanted(NamedTuple):
+    """A column that is asked for over some view set."""
+
+    spec: TeacherSpec
+    codec: CodecChoice
 
 
 class PartPixels(NamedTuple):
@@ -42,6 +56,40 @@ class EncodedPart(NamedTuple):
     levels: list[dict[str, NDArray[np.generic]]]
     stats: dict[str, dict[str, float]]
     spent: Spent
+
+
+def settled_column(
+    store: Store, wanted: Wanted, /, *, view_set: ViewSetSpec, fit: Callable[[], tuple[Sequence[LevelSpec], Codec]]
+) -> Column:
+    """The column that a teacher's parts go to: the one there is, or a new one.
+
+    Of processes that race, the lock lets one make it. Where no lock holds, each may fit its own; all then take the
+    column that ``find_column`` puts first.
+
+    Args:
+        fit: Shapes of the maps, and the codec fitted to them; called where there is no such column.
+
+    Raises:
+        StoreError: The store is damaged or cannot be written.
+    """
+    find = functools.partial(find_column, store, wanted.spec, view_set=view_set, codec=wanted.codec)
+    with store.root.lock(f"columns/{view_set.name}"):
+        found = find()
+        # Of one that is there this clears away what writers that died left, and describes the views appended since.
+        store.create_column(found.spec if found else _new_column(wanted, view_set.name, *fit()))
+        column = find()
+        assert column is not None
+        return column
+
+
+def _new_column(wanted: Wanted, view_set: str, levels: Sequence[LevelSpec], codec: Codec) -> ColumnSpec:
+    return ColumnSpec(
+        view_set=view_set,
+        teacher=wanted.spec.name,
+        identity=teacher_identity(wanted.spec),
+        levels=tuple(levels),
+        codec=codec,
+    )
 
 
 def part_pixels(view_set: ViewSet, part: int, /, *, batch: int, load: bool = True) -> PartPixels:
@@ -88,6 +136,20 @@ def encode_part(
     stats = {name: found._asdict() for name, found in measured.items() if found}
     spent = Spent(time.perf_counter() - start, clock.seconds("encode"), clock.seconds("decode"))
     return EncodedPart(encoded.levels, stats, spent)
+
+
+def write_part(
+    source: MapSource, column: Column, part: int, shown: PartPixels, /, *, batch: int, done: Callable[[int], object]
+) -> None:
+    """Encode a teacher's maps of a part and commit them; ``done`` is told the rows of every batch.
+
+    Raises:
+        TeacherError: As ``encode_part``.
+        StoreError: As ``encode_part``, or the store cannot be written.
+    """
+    made = encode_part(source, column.spec, shown, batch=batch, done=done)
+    keys = column.view_set.keys(part)
+    column.write_part(part, made.levels, keys=keys, stats=made.stats, spent=made.spent)
 
 
 class _Encoded:

@@ -155,12 +155,25 @@ class TeacherConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class ExtractConfig:
-    """How columns are made. ``codec`` is part of a column's identity, the rest is not."""
+    """How columns are made. ``codec`` is part of a column's identity, the rest is not.
+
+    ``workers`` processes of this machine make shards. With engine ``process`` they decode and draw, and the teachers
+    run in the command's own process; with ``dask`` each of them does all of it. ``scheduler`` names a Dask cluster that
+    is used in place of own workers: its address, or its scheduler file. ``gpu_workers`` keeps teachers off its workers
+    that do not declare the resource GPU, also when none has yet.
+    """
 
     codec: CodecValue = "int8"
     batch: int = 32
     workers: int = 2
+    engine: Literal["process", "dask"] = "process"
+    scheduler: str | None = None
+    gpu_workers: bool = False
 
     def __post_init__(self) -> None:
         positive("extract", {"batch": self.batch, "workers": self.workers})
         choice_json(self.codec)
+        if self.engine == "process" and self.scheduler is not None:
+            raise ValueError("extract.scheduler is a Dask cluster's; it needs extract.engine: dask")
+        if self.gpu_workers and self.scheduler is None:
+            raise ValueError("extract.gpu_workers needs extract.scheduler: a cluster whose workers declare their GPUs")

@@ -24,7 +24,7 @@ from store.column import Column
 from store.store import Store
 from store.viewset import ViewSet
 
-__all__ = ["EXACT", "LiveMaps", "MapSource", "StoredMaps", "exact_maps", "map_source"]
+__all__ = ["EXACT", "LiveMaps", "MapSource", "StoredMaps", "exact_column", "exact_maps", "map_source"]
 
 EXACT = "fp32"
 """The codec that loses nothing."""
@@ -157,8 +157,18 @@ def map_source(
         TeacherError: The teacher's weights are absent or do not fit.
         StoreError: A column that may have been the exact one is damaged.
     """
-    exact = exact_maps(store, spec, codec=codec, view_set=view_set, device=device)
+    exact = exact_column(store, spec, view_set=view_set, codec=codec)
+    return LiveMaps(load(spec)) if exact is None else StoredMaps(exact, spec, device=device)
+
+
+def exact_column(store: Store, spec: TeacherSpec, /, *, view_set: ViewSet, codec: CodecChoice) -> Column | None:
+    """A complete exact column of this very teacher and view set, to make a column of another codec from.
+
+    Raises:
+        StoreError: A column that may have been the exact one is damaged, or was made from other images.
+    """
+    exact = exact_maps(store, spec, codec=codec, view_set=view_set, device=torch.device("cpu"))
     if exact is None or exact.column.missing_parts():
-        return LiveMaps(load(spec))
+        return None
     exact.column.check_join(view_set)
-    return exact
+    return exact.column

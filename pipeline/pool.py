@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.viewsets import end_with_parent
 from store.viewset import ViewSet
 
-__all__ = ["Make", "parts_done"]
+__all__ = ["Make", "interrupts_held", "parts_done"]
 
 T = TypeVar("T")
 Make: TypeAlias = Callable[[str, str, int, DataConfig], T]
@@ -38,7 +38,7 @@ def parts_done(
     # spawn: a forked child of a process that has run torch can deadlock in its thread pool.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
-        with _interrupts_held():
+        with interrupts_held():
             futures = [pool.submit(make, root, name, part, data) for part in parts]
         try:
             for future in as_completed(futures):
@@ -54,7 +54,7 @@ def parts_done(
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back for a moment: a process started meanwhile inherits that, and so its parent alone answers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -60,6 +60,8 @@ def _trial(call: Callable[[], object], *, key: str = "") -> Iterator[str]:
 
 
 def _device(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
+    if study.extract.scheduler is not None and {*stages} == {"extract"}:
+        return  # the device is one of the cluster's workers
     faults = [*_trial(partial(pick_device, study.device))]
     yield from faults
     if faults:

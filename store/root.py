@@ -6,10 +6,13 @@ storage goes through the protocol ``Root``; docs/object-stores.md says what each
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -259,5 +262,20 @@ def made_temporary(name: str, /) -> TemporaryMaker | None:
     return TemporaryMaker(match["host"] == _host(), int(match["pid"])) if match else None
 
 
+@cache
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())[:60] or "host"
+    """The machine and its space of process numbers, as far as the system tells them apart.
+
+    Machines and containers may share a host name and a disk, and a process number of one says nothing in another.
+    """
+    name = re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())[:50] or "host"
+    marks = [_mark(lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))]
+    marks.append(_mark(lambda: os.readlink("/proc/self/ns/pid")))
+    return f"{name}_{hashlib.sha256(repr(marks).encode()).hexdigest()[:8]}"
+
+
+def _mark(read: Callable[[], str]) -> str:
+    try:
+        return read()
+    except OSError:  # another system
+        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -71,9 +72,22 @@ class CentredFitter:
         self.seen: list[list[tuple[NDArray[np.float32], ...]]] = [[]]
         self.made.append(self)
 
+    @property
+    def sums(self) -> dict[str, NDArray[np.float64]]:
+        """The rows themselves: what is merged in another order shows."""
+        return {f"{level}": self.sample(-1, level).astype(np.float64) for level in range(len(self.levels))}
+
     def add(self, feats: Sequence[Array], /) -> None:
         assert [tuple(feat.shape[1:]) for feat in feats] == [level.shape for level in self.levels]
         self.seen[-1].append(tuple(np.asarray(feat.cpu()).copy() for feat in feats))
+
+    def part(self) -> CentredFitter:
+        found = copy.copy(self)
+        found.seen = [[]]
+        return found
+
+    def merge(self, sums: Mapping[str, NDArray[np.float64]], /) -> None:
+        self.seen[-1].append(tuple(sums[f"{level}"].astype(np.float32) for level in range(len(self.levels))))
 
     def end_pass(self) -> None:
         self.seen.append([])

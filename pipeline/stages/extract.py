@@ -1,21 +1,26 @@
 """Stage ``extract``: view sets and teacher columns, each part committed on its own.
 
 One decode of a part's pixels feeds every teacher that lacks it. What is already in the store is never redone; a
-teacher is built only when some part of its column is missing.
+teacher is built only when some part of its column is missing. The work is done here, or on a Dask cluster
+(``pipeline.cluster``), to the same bytes.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 
 from pipeline.bad_rows import BadRows
 from pipeline.calibration import column_codec
-from pipeline.columns import PartPixels, encode_part, part_pixels
+from pipeline.cluster.dask_cluster import DaskCluster
+from pipeline.cluster.extraction import extract_over
+from pipeline.cluster.work import Place
+from pipeline.columns import Wanted, part_pixels, settled_column, write_part
 from pipeline.config import ExtractConfig, Study
 from pipeline.maps import MapSource, map_source
 from pipeline.needs import Need, needs
@@ -24,12 +29,11 @@ from pipeline.runtime import pick_device
 from pipeline.targets import find_column
 from pipeline.tracking import CONSOLE, progress_bar
 from pipeline.viewsets import make_part, view_set_spec
-from sak.teachers.identity import teacher_identity
 from sak.teachers.model import load_teacher
-from sak.teachers.spec import TeacherSpec
+from store.codecs.base import Codec, LevelSpec
 from store.codecs.registry import CodecChoice
 from store.column import Column
-from store.spec import ColumnSpec, ViewSetSpec
+from store.spec import ViewSetSpec
 from store.store import Store
 from store.viewset import ViewSet
 
@@ -45,18 +49,50 @@ def extract(studies: Sequence[Study], /) -> None:
         StoreError: The store is damaged or cannot be written.
     """
     seen: set[str] = set()
-    for study in studies:
-        device, store = pick_device(study.device), Store.create(study.store)
-        for need in needs(study):
-            view_set = _view_set(store, view_set_spec(need.data, labels=need.labels))
-            worked = _views(view_set, need, config=study.extract)
-            wanted = [_Wanted(study.teachers[name].spec(name), codec) for name, codec in need.teachers.items()]
-            worked |= _columns(store, view_set, wanted, batch=study.extract.batch, device=device)
-            what = {view_set.name, *(f"{view_set.name}/{name}" for name in need.teachers)}
-            if not worked and not what <= seen:
-                names = ", ".join(("views", *need.teachers))
-                CONSOLE.print(f"extract {view_set.name}: {names} are done ({study.store}), skipped")
-            seen |= what
+    with ExitStack() as stack:
+        clusters = _Clusters(stack)
+        for study in studies:
+            store = Store.create(study.store)
+            for need in needs(study):
+                view_set = _view_set(store, view_set_spec(need.data, labels=need.labels))
+                worked = _need(store, view_set, need, study=study, clusters=clusters)
+                what = {view_set.name, *(f"{view_set.name}/{name}" for name in need.teachers)}
+                if not worked and not what <= seen:
+                    names = ", ".join(("views", *need.teachers))
+                    CONSOLE.print(f"extract {view_set.name}: {names} are done ({study.store}), skipped")
+                seen |= what
+
+
+class _Clusters:
+    """Dask clusters of the studies, each started once, when there is work, and ended with the stage."""
+
+    def __init__(self, stack: ExitStack, /) -> None:
+        self._stack = stack
+        self._made: dict[tuple[object, ...], DaskCluster] = {}
+
+    def of(self, study: Study) -> DaskCluster:
+        """The one that a study asks for."""
+        config = study.extract
+        key = (config.workers, config.scheduler, config.gpu_workers, study.threads)
+        if key not in self._made:
+            cluster = DaskCluster(
+                config.workers, scheduler=config.scheduler, gpu=config.gpu_workers, threads=study.threads
+            )
+            self._made[key] = self._stack.enter_context(cluster)
+        return self._made[key]
+
+
+def _need(store: Store, view_set: ViewSet, need: Need, *, study: Study, clusters: _Clusters) -> bool:
+    """Bring a view set and its columns to done; whether anything was missing."""
+    config, cluster = study.extract, clusters.of(study)
+    wanted = [Wanted(study.teachers[name].spec(name), codec) for name, codec in need.teachers.items()]
+    if config.engine == "dask":
+        place = Place(study.store, view_set.name, view_set.spec.views, study.device, config.batch)
+        return extract_over(cluster, store, view_set, data=need.data, wanted=wanted, place=place)
+    if study.threads is not None:
+        torch.set_num_threads(study.threads)
+    worked = _views(view_set, need, config=config)
+    return _columns(store, view_set, wanted, batch=config.batch, device=pick_device(study.device)) or worked
 
 
 def _view_set(store: Store, spec: ViewSetSpec) -> ViewSet:
@@ -93,18 +129,13 @@ def _views(view_set: ViewSet, need: Need, *, config: ExtractConfig) -> bool:
     return True
 
 
-class _Wanted(NamedTuple):
-    spec: TeacherSpec
-    codec: CodecChoice
-
-
 class _Writer(NamedTuple):
     source: MapSource
     column: Column
     missing: frozenset[int]
 
 
-def _columns(store: Store, view_set: ViewSet, wanted: Sequence[_Wanted], *, batch: int, device: torch.device) -> bool:
+def _columns(store: Store, view_set: ViewSet, wanted: Sequence[Wanted], *, batch: int, device: torch.device) -> bool:
     """Make the missing parts of the teachers' columns; whether there were any."""
     writers = []
     for item in wanted:
@@ -132,41 +163,15 @@ def _columns(store: Store, view_set: ViewSet, wanted: Sequence[_Wanted], *, batc
             for writer in writers:
                 if part in writer.missing:
                     done = functools.partial(bar.advance, shown)
-                    _write_part(writer, view_set, part, pixels, batch=batch, done=done)
+                    write_part(writer.source, writer.column, part, pixels, batch=batch, done=done)
     return True
 
 
 def _column(store: Store, view_set: ViewSet, source: MapSource, *, codec: CodecChoice, batch: int) -> Column:
-    """The column that a teacher's parts go to: the one there is, or a new one, its codec fitted where it needs that.
+    """The column that a teacher's parts go to, its codec fitted where it is new and needs that."""
 
-    Of processes that race, the lock lets one make it. Where no lock holds, each may fit its own; all then take the
-    column that ``find_column`` puts first.
-    """
-    find = functools.partial(find_column, store, source.spec, view_set=view_set.spec, codec=codec)
-    with store.root.lock(f"columns/{view_set.name}"):
-        found = find()
-        # Of one that is there this clears away what writers that died left, and describes the views appended since.
-        store.create_column(found.spec if found else _new_column(view_set, source, codec=codec, batch=batch))
-        column = find()
-        assert column is not None
-        return column
+    def fit() -> tuple[Sequence[LevelSpec], Codec]:
+        levels = source.levels(view_set)
+        return levels, column_codec(codec, source=source, view_set=view_set, levels=levels, batch=batch)
 
-
-def _new_column(view_set: ViewSet, source: MapSource, *, codec: CodecChoice, batch: int) -> ColumnSpec:
-    levels = source.levels(view_set)
-    return ColumnSpec(
-        view_set=view_set.name,
-        teacher=source.spec.name,
-        identity=teacher_identity(source.spec),
-        levels=levels,
-        codec=column_codec(codec, source=source, view_set=view_set, levels=levels, batch=batch),
-    )
-
-
-def _write_part(
-    writer: _Writer, view_set: ViewSet, part: int, shown: PartPixels, *, batch: int, done: Callable[[int], object]
-) -> None:
-    """Encode a teacher's maps of a part and commit them; ``done`` is told the rows of every batch."""
-    made = encode_part(writer.source, writer.column.spec, shown, batch=batch, done=done)
-    keys = view_set.keys(part)
-    writer.column.write_part(part, made.levels, keys=keys, stats=made.stats, spent=made.spent)
+    return settled_column(store, Wanted(source.spec, codec), view_set=view_set.spec, fit=fit)

@@ -201,8 +201,15 @@ class LevelwiseCodec(ABC):
 class Fitter(Protocol):
     """Fits a codec to a sample of rows, in bounded memory.
 
-    Give it the same rows ``passes`` times, in batches of any size and the same order, and end each pass.
+    Give it the same rows ``passes`` times, in batches of any size and the same order, and end each pass. Several may
+    share a pass: each share goes to a ``part`` of its own, in whatever process, and the parts' ``sums`` are merged in
+    the order of the rows, so that who took which share shows in no bit of the codec.
     """
+
+    @property
+    def sums(self) -> Mapping[str, NDArray[np.float64]]:
+        """What was added in this pass: all that another fitter needs to know of it."""
+        ...
 
     @property
     def rows(self) -> int:
@@ -220,6 +227,14 @@ class Fitter(Protocol):
         Raises:
             StoreError: The shapes are not the levels', or a value is not finite.
         """
+        ...
+
+    def part(self) -> Fitter:
+        """A fitter in the same pass that has seen nothing of it."""
+        ...
+
+    def merge(self, sums: Mapping[str, NDArray[np.float64]], /) -> None:
+        """Add the ``sums`` of a part."""
         ...
 
     def end_pass(self) -> None:

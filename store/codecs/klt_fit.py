@@ -10,6 +10,7 @@ Legend: N rows, T tokens, C components, H W the token grid, K kept components, D
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -92,6 +93,12 @@ class KltFitter:
             require_finite(feat, level=index)
         steps = (self._add_moments, self._add_variances, self._add_errors, self._add_widths)
         steps[self._pass](feats)
+
+    def part(self) -> KltFitter:
+        """A fitter in the same pass that has seen nothing of it."""
+        found = copy.copy(self)  # what is known so far changes only between passes, so it is shared
+        found.sums = {}
+        return found
 
     def merge(self, sums: Mapping[str, Floats], /) -> None:
         """Add the ``sums`` of another fitter in the same pass, which has seen other rows."""

@@ -98,7 +98,7 @@ def test_an_extraction_stopped_between_shards_goes_on(
     class _Stop(Exception):
         pass
 
-    real, count = module._write_part, 0
+    real, count = module.write_part, 0
 
     def stopping(*arguments: Any, **options: Any) -> None:
         nonlocal count
@@ -107,13 +107,13 @@ def test_an_extraction_stopped_between_shards_goes_on(
             raise _Stop
         real(*arguments, **options)
 
-    monkeypatch.setattr(module, "_write_part", stopping)
+    monkeypatch.setattr(module, "write_part", stopping)
     recipe = tiny_recipe(tmp_path)
     for _ in range(2):
         with pytest.raises(_Stop):
             run_stages(recipe, ["extract"])
         count = 2
-    monkeypatch.setattr(module, "_write_part", real)
+    monkeypatch.setattr(module, "write_part", real)
     run_stages(recipe, ["extract"])
     assert stored(tmp_path / "store") == stored(finished.root / "store")
 
@@ -393,13 +393,13 @@ def test_rows_left_out_do_not_count_in_the_measured_error(tmp_path: Path) -> Non
     (view_set,) = store.view_sets()
     teacher = module.load_teacher(study.teachers["first"].spec("first"))
     column = next(column for column in store.columns(view_set.name) if column.spec.teacher == "first")
-    writer = module._Writer(LiveMaps(teacher), column, frozenset())
+    source = LiveMaps(teacher)
     shown = module.part_pixels(view_set, 0, batch=5)
     assert shown.usable.all()
     kept: list[Any] = []
     column.write_part = lambda *_, stats, **__: kept.append(stats)  # type: ignore[assignment,method-assign]
     for usable in (shown.usable, shown.usable & (torch.arange(8) < 3), shown.usable & False):
-        module._write_part(writer, view_set, 0, shown._replace(usable=usable), batch=5, done=lambda _: None)
+        module.write_part(source, column, 0, shown._replace(usable=usable), batch=5, done=lambda _: None)
     assert kept[0] == column.commits.require([0])[0].stats
     assert kept[1] != kept[0]
     assert kept[1].keys() == kept[0].keys()

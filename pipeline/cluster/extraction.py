@@ -1,0 +1,193 @@
+"""Extraction over a Dask cluster: this process makes view sets and columns, workers their parts.
+
+A part's view comes first and its columns right after it, in one task for all teachers that lack it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pipeline.bad_rows import BadRows
+from pipeline.calibration import in_batches, shares
+from pipeline.cluster.attempt import anywhere
+from pipeline.cluster.dask_cluster import DaskCluster, Done, Job
+from pipeline.cluster.work import FitShare, Place, Target, fit_share, make_columns, map_levels, target_of
+from pipeline.columns import Wanted, settled_column
+from pipeline.config import DataConfig
+from pipeline.maps import exact_column
+from pipeline.targets import find_column
+from pipeline.tracking import CONSOLE, progress_bar
+from pipeline.viewsets import make_part
+from store.codecs.base import Codec, Fitter, LevelSpec
+from store.codecs.registry import choose_codec, is_fitted, make_fitter
+from store.column import Column
+from store.store import Store
+from store.viewset import ViewSet
+
+__all__ = ["extract_over"]
+
+
+class _Writer(NamedTuple):
+    target: Target
+    missing: frozenset[int]
+
+
+def extract_over(
+    cluster: DaskCluster,
+    store: Store,
+    view_set: ViewSet,
+    /,
+    *,
+    data: DataConfig,
+    wanted: Sequence[Wanted],
+    place: Place,
+) -> bool:
+    """Bring a view set and columns over it to done; whether anything was missing.
+
+    Raises:
+        BadImageError: A source image cannot be decoded (see ``on_error``).
+        DataError: More images than are allowed cannot be used.
+        TeacherError: A teacher's weights are absent or do not fit.
+        PipelineError: Workers died, or the scheduler went away.
+        StoreError: The store is damaged or cannot be written.
+    """
+    place = place._replace(store=anywhere(place.store))
+    if data.source.root is not None:
+        data = dataclasses.replace(data, source=dataclasses.replace(data.source, root=anywhere(data.source.root)))
+    return _Extraction(cluster, store, view_set, data, place).run(wanted)
+
+
+class _Extraction:
+    def __init__(
+        self, cluster: DaskCluster, store: Store, view_set: ViewSet, data: DataConfig, place: Place, /
+    ) -> None:
+        self._cluster, self._store, self._view_set, self._data, self._place = cluster, store, view_set, data, place
+        self._bad_rows = BadRows(view_set, data)
+
+    def run(self, wanted: Sequence[Wanted]) -> bool:
+        """See ``extract_over``."""
+        self._bad_rows.check()
+        writers = [writer for item in wanted if (writer := self._writer(item)) is not None]
+        missing = frozenset(self._view_set.missing_parts())
+        parts = sorted(missing.union(*(writer.missing for writer in writers)))
+        if not parts:
+            return False
+        rows = self._view_set.spec.part_rows
+        total = sum(len(rows(part)) * ((part in missing) + sum(part in w.missing for w in writers)) for part in parts)
+        names = ", ".join([*["views"] * bool(missing), *(writer.target.spec.name for writer in writers)])
+        CONSOLE.print(
+            f"extract {names} over {self._view_set.name}: {len(parts)} shards to make on {self._cluster.name}"
+        )
+        self._stream((self._chain(part, part in missing, writers) for part in parts), f"extract {names}", total)
+        bad = self._bad_rows.check()
+        if missing and bad:
+            CONSOLE.print(
+                f"views {self._view_set.name}: {bad} rows left out; their reasons are in the index (sak store info)"
+            )
+        return True
+
+    def _stream(self, chains: Iterator[Sequence[Job]], label: str, total: int) -> None:
+        with progress_bar("rows") as bar:
+            shown = bar.add_task(label, total=total)
+            for done in self._cluster.stream(chains):
+                bar.advance(shown, done.result * _columns_of(done))
+                self._bad_rows.glance()
+
+    def _chain(self, part: int, views: bool, writers: Sequence[_Writer]) -> list[Job]:
+        """A part's view, if it is missing, and then its columns."""
+        targets = [writer.target for writer in writers if part in writer.missing]
+        name, chain = f"{self._view_set.name} shard {part}", []
+        if views:
+            chain.append(self._view_job(part))
+        if targets:
+            chain.append(Job(f"columns of {name}", make_columns, (self._place, targets, part), teacher=True))
+        return chain
+
+    def _view_job(self, part: int) -> Job:
+        arguments = (self._place.store, self._view_set.name, part, self._data)
+        return Job(f"views {self._view_set.name} shard {part}", make_part, arguments, teacher=False)
+
+    def _writer(self, wanted: Wanted) -> _Writer | None:
+        """What is missing of a column, which is made first if need be."""
+        store, spec = self._store, self._view_set.spec
+        column = find_column(store, wanted.spec, view_set=spec, codec=wanted.codec)
+        if column is not None and not column.missing_parts():
+            return None
+        exact = exact_column(store, wanted.spec, view_set=self._view_set, codec=wanted.codec)
+        target = target_of(wanted.spec, exact="" if exact is None else exact.name)
+        if exact is not None:
+            CONSOLE.print(f"extract {wanted.spec.name}: encoded from its exact column; the teacher is not loaded")
+        fit = functools.partial(self._fitted, wanted, target, exact)
+        column = settled_column(store, wanted, view_set=spec, fit=fit)
+        return _Writer(target._replace(column=column.name), frozenset(column.missing_parts()))
+
+    def _fitted(self, wanted: Wanted, target: Target, exact: Column | None) -> tuple[Sequence[LevelSpec], Codec]:
+        if exact is not None:
+            levels = exact.spec.levels
+        else:
+            label = f"maps of {wanted.spec.name}"
+            levels = self._cluster.call(Job(label, map_levels, (self._place, target), teacher=True))
+        if not is_fitted(wanted.codec):
+            return levels, choose_codec(wanted.codec)
+        fitter = make_fitter(wanted.codec, levels)
+        return levels, self._fit(fitter, target, self._sample(fitter.rows))
+
+    def _sample(self, count: int) -> list[int]:
+        """The first usable rows, whose parts are made first."""
+        spec = self._view_set.spec
+        parts = min(spec.parts, -(-count // spec.rows_per_shard))
+        while True:
+            done = set(self._view_set.committed_parts())
+            missing = [part for part in range(parts) if part not in done]
+            total = sum(len(spec.part_rows(part)) for part in missing)
+            if missing:
+                self._stream(([self._view_job(part)] for part in missing), f"views {spec.name}: sample", total)
+            rows = self._view_set.usable_rows()
+            if parts == spec.parts or (rows < spec.part_rows(parts - 1).stop).sum() >= count:
+                return [int(row) for row in rows[:count]]
+            parts = min(spec.parts, 2 * parts)  # some rows were left out
+
+    def _fit(self, fitter: Fitter, target: Target, rows: Sequence[int]) -> Codec:
+        """``pipeline.calibration.fit_codecs`` over the cluster: the same shares, merged in the same order."""
+        token, batches = uuid.uuid4().hex, in_batches(rows, self._place.batch)
+        count, homes = len(shares(len(batches))), self._cluster.homes()
+        label = f"fit codec of {target.spec.name}"
+        with progress_bar("shares") as bar:
+            shown = bar.add_task(label, total=fitter.passes * count)
+            for number in range(fitter.passes):
+                work = [
+                    FitShare(self._place, target, token, batches, share, number + 1 == fitter.passes)
+                    for share in range(count)
+                ]
+                state = fitter.part()
+                # A share's worker keeps its maps from pass to pass.
+                near = [homes[item.share % len(homes)] if homes else None for item in work]
+                jobs = [
+                    [Job(f"{label}, share {item.share}", fit_share, (item,), teacher=True, shared=state, home=home)]
+                    for item, home in zip(work, near, strict=True)
+                ]
+                for done in _in_order(self._cluster.stream(jobs)):
+                    fitter.merge(done.result)
+                    bar.advance(shown)
+                fitter.end_pass()
+        return fitter.codec()
+
+
+def _in_order(found: Iterator[Done]) -> Iterator[Done]:
+    """Results by the number of their share: float sums depend on the order of their terms."""
+    early: dict[int, Done] = {}
+    expected = 0
+    for done in found:
+        early[done.job.arguments[0].share] = done
+        while expected in early:
+            yield early.pop(expected)
+            expected += 1
+
+
+def _columns_of(done: Done) -> int:
+    """Over how many things a job made rows: itself a view, or several columns."""
+    return len(done.job.arguments[1]) if done.job.teacher else 1

@@ -1,0 +1,251 @@
+"""Extraction over Dask equals extraction in one process, whatever happens to workers and scheduler meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.calibration import shares
+from pipeline.cluster import dask_cluster
+from pipeline.cluster.attempt import anywhere
+from pipeline.cluster.work import Place, make_columns, target_of
+from pipeline.config import Study
+from pipeline.errors import BadImageError, PipelineError
+from pipeline.stages.extract import extract
+from pipeline.viewsets import make_part, view_set_spec
+from store.store import Store
+from tests.pipeline.cluster.conftest import local_cluster
+from tests.tiny_recipe import files_of, tiny_recipe
+
+dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+
+FITTED = ["extract.codec={name: klt, error: 0.1, rows: 17}", "extract.batch=2"]
+
+SMALL = ["data.distill.rows_per_shard=2", "student.teachers=[first]"]
+
+
+def study_of(root: Path, overrides: Sequence[str] = ()) -> Study:
+    """Stage 1 of the tiny recipe: 22 rows in 3 shards, 2 teachers."""
+    study = tiny_recipe(root, overrides, only="sak").runs[0].study
+    return dataclasses.replace(study, finetune=None, data=dataclasses.replace(study.data, eval=None))
+
+
+def over(address: str) -> list[str]:
+    return ["extract.engine=dask", f"extract.scheduler={address}"]
+
+
+def stored(root: Path) -> dict[str, bytes]:
+    """Bytes of a store, without what its making cost."""
+    store = root / "store"
+    return {name: (store / name).read_bytes() for name in files_of(store) if "/costs/" not in name}
+
+
+def records(root: Path) -> int:
+    return len(list((root / "store").glob("*/*/**/commits/*.json")))
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The store of one process."""
+    root = tmp_path_factory.mktemp("process")
+    extract([study_of(root, FITTED)])
+    return stored(root)
+
+
+@pytest.fixture(scope="session")
+def expected_small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The store of one process, in shards of two rows, for one teacher."""
+    root = tmp_path_factory.mktemp("process")
+    extract([study_of(root, SMALL)])
+    return stored(root)
+
+
+def test_worker_processes_write_the_same_bytes(address: str, expected: dict[str, bytes], tmp_path: Path) -> None:
+    extract([study_of(tmp_path, [*FITTED, *over(address)])])
+    found = stored(tmp_path)
+    assert [name for name in found if found[name] != expected.get(name)] == []
+    assert found.keys() == expected.keys()
+    assert any("/first-" in name and name.endswith("column.json") for name in found)
+    # Done again, no scheduler is asked.
+    extract([study_of(tmp_path, [*FITTED, *over("tcp://127.0.0.1:1")])])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_shows_in_no_bit_of_a_fitted_codec(
+    workers: int, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert len(shares(-(-17 // 2))) == 9
+    with local_cluster(workers, processes=False) as made:
+        extract([study_of(tmp_path, [*FITTED, *over(made.scheduler_address)])])
+    assert stored(tmp_path) == expected
+
+
+def test_a_column_is_made_from_an_exact_one(address: str, tmp_path: Path) -> None:
+    places = {"process": [], "dask": over(address)}
+    for name, engine in places.items():
+        extract([study_of(tmp_path / name)])
+        extract([study_of(tmp_path / name, ["extract.codec=int8", *engine])])
+    assert stored(tmp_path / "dask") == stored(tmp_path / "process")
+
+
+def test_a_killed_worker_costs_nothing_but_time(
+    cluster: Any, address: str, expected_small: dict[str, bytes], tmp_path: Path
+) -> None:
+    study = study_of(tmp_path, [*SMALL, *over(address)])
+    with client_of(address) as client:
+        pids = list(client.run(os.getpid).values())
+    killed: list[int] = []
+
+    def kill() -> None:
+        while records(tmp_path) < 3:
+            time.sleep(0.002)
+        os.kill(pids[0], signal.SIGKILL)
+        killed.append(records(tmp_path))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    extract([study])
+    killer.join()
+    assert killed[0] < 2 * 11, "it had something left to do"
+    assert stored(tmp_path) == expected_small
+
+
+def client_of(address: str) -> Any:
+    return distributed.Client(address, set_as_default=False)
+
+
+def test_two_attempts_at_once_leave_one_part(address: str, tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    extract([study])
+    before = stored(tmp_path)
+    store = Store.open(study.store)
+    (view_set,) = store.view_sets()
+    data = study.data.distill
+    assert data is not None
+    assert view_set_spec(data, labels=False).name == view_set.name
+    column = next(column for column in store.columns(view_set.name) if column.spec.teacher == "first")
+    place = Place(study.store, view_set.name, 1, "cpu", study.extract.batch)
+    target = target_of(study.teachers["first"].spec("first"), column=column.name)
+    with client_of(address) as client:
+        workers = list(client.nthreads())
+        for part in range(3):
+            column.discard(part)
+            view_set.discard(part)
+            views = [
+                client.submit(make_part, study.store, view_set.name, part, data, workers=[worker], pure=False)
+                for worker in workers
+            ]
+            assert client.gather(views) == [len(view_set.spec.part_rows(part))] * 2
+            columns = [
+                client.submit(make_columns, place, [target], part, workers=[worker], pure=False) for worker in workers
+            ]
+            client.gather(columns)
+    assert stored(tmp_path) == before
+
+
+def test_a_bad_image_stops_with_its_own_error(address: str, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "torn.jpg").write_bytes(b"\xff\xd8 torn")
+    source = f"data.distill.source={{name: imagefolder, root: {photos}, split: all}}"
+    with pytest.raises(BadImageError, match=r"torn\.jpg.*on_error: skip"):
+        extract([study_of(tmp_path, [source, "data.distill.view={kind: full, size: 32}", *over(address)])])
+
+
+def _die(*_: object) -> int:
+    os._exit(1)
+
+
+def test_a_shard_that_kills_workers_is_named(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cluster.extraction.make_part", _die)
+    with client_of(address) as client:
+        client.run_on_scheduler(_tolerate, 0)
+        try:
+            with pytest.raises(PipelineError, match=r"views scenes\S+ shard \d: 1 Dask workers died.*extract\.batch"):
+                extract([study_of(tmp_path, over(address))])
+        finally:
+            client.run_on_scheduler(_tolerate, 3)
+        client.wait_for_workers(2, timeout=60)
+
+
+def _tolerate(failures: int, dask_scheduler: Any = None) -> None:
+    dask_scheduler.allowed_failures = failures
+
+
+def test_a_scheduler_that_goes_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(dask_cluster, "_PATIENCE_SECONDS", 1.0)
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), local_cluster(1, processes=False) as made:
+        study = study_of(tmp_path, [*SMALL, *over(made.scheduler_address)])
+        ended: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                extract([study])
+            except PipelineError as error:
+                ended.append(error)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        while records(tmp_path) < 2 and worker.is_alive():
+            time.sleep(0.002)
+        made.sync(made.scheduler.close)
+        worker.join()
+    assert "went away; start it again and run the same command" in str(ended[0])
+
+
+def test_no_scheduler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "_CONNECT_SECONDS", 0.5)
+    with pytest.raises(PipelineError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 .*dask scheduler"):
+        extract([study_of(tmp_path, over("tcp://127.0.0.1:1"))])
+
+
+_ran: dict[str, set[str]] = {}
+
+
+def _noting_columns(*arguments: Any) -> int:
+    _ran["columns"].add(str(distributed.get_worker().name))
+    return make_columns(*arguments)
+
+
+def _noting_views(*arguments: Any) -> int:
+    _ran["views"].add(str(distributed.get_worker().name))
+    return make_part(*arguments)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_teachers_run_where_gpus_are(asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _ran.update(columns=set(), views=set())
+    monkeypatch.setattr("pipeline.cluster.extraction.make_columns", _noting_columns)
+    monkeypatch.setattr("pipeline.cluster.extraction.make_part", _noting_views)
+    plain = {"cls": distributed.Worker, "options": {"nthreads": 1}}
+    gpu = {"cls": distributed.Worker, "options": {"nthreads": 1, "resources": {"GPU": 1}}}
+    scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
+    workers = {"plain": plain, "gpu": gpu}
+    with distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as made:
+        asking = ["extract.gpu_workers=true"] if asked else []
+        small = "data.distill.rows_per_shard=2"
+        extract([study_of(tmp_path, [small, *asking, *over(made.scheduler_address)])])
+    assert _ran["columns"] == {"gpu"}
+    assert "plain" in _ran["views"]
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/store", "https://example.org/x.tar"])
+def test_urls_stay_as_they_are(path: str) -> None:
+    assert anywhere(path) == path
+
+
+def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert anywhere("runs/store") == str(tmp_path / "runs/store")
+    assert anywhere("~/photos") == "/home/someone/photos"
