@@ -27,7 +27,7 @@ from sak.teachers.spec import TeacherSpec
 from store.codecs.base import Codec, LevelSpec
 from store.codecs.registry import CodecChoice
 from store.column import Column
-from store.commits import Spent
+from store.costs import Spent
 from store.spec import ColumnSpec, ViewSetSpec
 from store.store import Store
 from store.viewset import ViewSet

@@ -21,7 +21,8 @@ from pipeline.images.registry import SourceRequest, open_source
 from pipeline.images.sample import ImageSource
 from pipeline.pixels import encode_sample
 from pipeline.views import apply_view, draw_view
-from store.commits import CommitLog, Spent
+from store.commits import CommitLog
+from store.costs import Spent
 from store.errors import StoreError
 from store.order import row_samples
 from store.rows import ViewRow

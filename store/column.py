@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from store.backends.base import Decoder, Extents, LevelArray, ShardArray, little_endian
 from store.buffers import BUFFERS
-from store.commits import UNTIMED, CommitLog, PartCommit, Spent, Summary
+from store.commits import CommitLog, PartCommit, Summary
+from store.costs import UNTIMED, Spent
 from store.errors import CorruptShardError, FormatError, StoreError
 from store.fingerprint import digest_keys
 from store.layout import check_metadata, level_arrays, load_column

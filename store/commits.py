@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from store.costs import Spent, parse_cost, render_cost
 from store.digests import ObjectDigest, digest_objects, parse_digest
 from store.document import MAX_DOCUMENT_BYTES, parse_document, render_document
 from store.errors import ConflictError, CorruptShardError, FormatError, MissingColumnError, MissingRowsError, StoreError
@@ -17,12 +16,10 @@ from store.root import Root, is_name
 from store.spec import ViewSetSpec
 
 __all__ = [
-    "UNTIMED",
     "CommitLog",
     "ObjectDigest",
     "PartCommit",
     "PartLocation",
-    "Spent",
     "Summary",
     "digest_objects",
     "locate_part",
@@ -124,17 +121,6 @@ class PartCommit:
         return commit
 
 
-class Spent(NamedTuple):
-    """Seconds that making a part took: all of it, and the codec's steps, 0 where they were not timed."""
-
-    total: float = 0.0
-    encode: float = 0.0
-    decode: float = 0.0
-
-
-UNTIMED = Spent()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """How far a view set or column is, and what it takes.
@@ -156,9 +142,6 @@ class Summary:
     spent: Spent
     timed_rows: int
     stats: Mapping[str, Any]
-
-
-_COST_KEYS = {"total": "seconds", "encode": "encode_seconds", "decode": "decode_seconds"}
 
 
 class PartLocation(NamedTuple):
@@ -286,8 +269,7 @@ class CommitLog:
             digests |= digest_objects({relative: data})
         commit = replace(commit, objects=digests)
         # The cost differs from run to run, so it stays out of the record.
-        cost = render_document("cost", {**_render_spent(spent), "host": socket.gethostname()})
-        self._root.write_atomic(self.cost_path(commit.part), cost, replace=True)
+        self._root.write_atomic(self.cost_path(commit.part), render_cost(spent), replace=True)
         if not self._root.overwrites:
             self._check_present(commit)
         self._root.write_atomic(self.path(commit.part), commit.render())
@@ -353,19 +335,7 @@ class CommitLog:
         if self._root.stamp(relative) is None:
             return Spent()
         data = self._root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES)
-        where = self._root.where(relative)
-        body = parse_document(data, kind="cost", where=where)
-        found = {step: body.get(key, 0.0) for step, key in _COST_KEYS.items()}
-        for value in found.values():
-            if type(value) not in (int, float) or not 0 <= value < math.inf:
-                raise FormatError(f"{where}: expected seconds, got {value!r}; delete the file")
-        return Spent(**found)
-
-
-def _render_spent(spent: Spent) -> dict[str, float]:
-    """What a cost file says of it: steps only where they were timed."""
-    known = {key: round(float(getattr(spent, step)), 6) for step, key in _COST_KEYS.items()}
-    return {key: value for key, value in known.items() if value or key == "seconds"}
+        return parse_cost(data, where=self._root.where(relative))
 
 
 def _fault(commit: PartCommit) -> str:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from store.commits import UNTIMED, CommitLog, PartCommit, Spent, Summary, digest_objects, part_name
+from store.commits import CommitLog, PartCommit, Summary, digest_objects, part_name
+from store.costs import UNTIMED, Spent
 from store.document import MAX_DOCUMENT_BYTES, parse_document
 from store.errors import CorruptShardError, FormatError
 from store.fingerprint import canonical_json, digest_bytes, digest_keys

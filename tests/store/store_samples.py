@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from store.codecs.registry import make_codec
 from store.column import Column
-from store.commits import Spent
+from store.costs import Spent
 from store.order import image_permutation
 from store.root import _host as root_host
 from store.rows import ViewRow

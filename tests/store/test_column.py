@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import store
 from store.backends import zarr3
 from store.column import Column
-from store.commits import Spent
+from store.costs import Spent
 from store.document import render_document
 from store.errors import CorruptShardError, FormatError, MissingRowsError, StoreError
 from store.fingerprint import digest_keys

@@ -20,7 +20,7 @@ import tiny_store
 from store import disk
 from store.codecs.registry import make_codec
 from store.column import Column
-from store.commits import Spent
+from store.costs import Spent
 from store.errors import CorruptShardError, FormatError, MissingColumnError, MissingRowsError, StoreError
 from store.order import image_permutation
 from store.rows import ViewRow
