@@ -194,10 +194,9 @@ class CommitLog:
             CorruptShardError: The record's bytes have changed, or it belongs to another part.
             FormatError: It is of another version.
         """
-        known = self._known.get(part)
-        if known is None and self._root.stamp(self.path(part)) is not None:
-            known = self.load(part)
-        return known
+        if part not in self._known and self._root.stamp(self.path(part)) is not None:
+            self.load(part)
+        return self._known.get(part)
 
     def load(self, part: int, /) -> PartCommit:
         """Read and check a part's record, whatever was read before.
