@@ -13,7 +13,7 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -144,15 +144,12 @@ class DaskCluster:
                         finished.update(flight.send(chain))
                     if not len(flight):
                         return
-                    future = next(finished)
-                    lost = future.cancelled()
-                except _DISCONNECTED:
-                    lost = True
-                if lost:
+                    done = flight.landed(next(finished))
+                except _Lost:
                     self._await_scheduler()
                     finished = as_completed(flight.again(), loop=self.client.loop)
                 else:
-                    yield flight.landed(future)
+                    yield done
         finally:
             flight.cancel()
 
@@ -220,7 +217,8 @@ class DaskCluster:
         """The workers there are, by address, as of a moment ago."""
         now = time.monotonic()
         if now >= self._asked + _ASK_SECONDS and self.client.status == "running":
-            self._workers_known = self.client.scheduler_info(n_workers=-1)["workers"]
+            with _reached():
+                self._workers_known = self.client.scheduler_info(n_workers=-1)["workers"]
             self._gpu = self._gpu or any(map(_has_gpu, self._workers_known.values()))
             self._asked = now
         return self._workers_known
@@ -240,6 +238,21 @@ class DaskCluster:
                 f"the Dask scheduler of {self.name} went away; start it again and run the same command: finished shards"
                 " are kept"
             )
+
+
+class _Lost(Exception):
+    """Futures, or the connection to the scheduler, are gone."""
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Tell the loss of a connection from all that a task may raise."""
+    from distributed.client import FutureCancelledError, FuturesCancelledError
+
+    try:
+        yield
+    except (*_DISCONNECTED, FutureCancelledError, FuturesCancelledError) as error:
+        raise _Lost from error
 
 
 class _Flight:
@@ -265,12 +278,13 @@ class _Flight:
         """The result of a future that is done; those of a chain come in order."""
         from distributed import KilledWorker
 
-        chain = self._futures.pop(future)
-        job = chain.popleft()
-        if not chain:
-            self._chains.remove(chain)
+        chain = self._futures[future]
+        job = chain[0]
         try:
-            result = future.result()
+            if future.status == "error":
+                raise future.exception()
+            with _reached():
+                result = future.result()
         except KilledWorker as error:
             raise PipelineError(
                 f"{job.label}: {error.allowed_failures + 1} Dask workers died while they made it, most often for want"
@@ -284,6 +298,10 @@ class _Flight:
             ) from error
         if isinstance(result, Refused):
             raise result.error
+        del self._futures[future]
+        chain.popleft()
+        if not chain:
+            self._chains.remove(chain)
         return Done(job, result)
 
     def again(self) -> list[Future[Any]]:
@@ -322,7 +340,8 @@ class _Flight:
     def _spread(self, value: object) -> Future[Any]:
         held, future = self._shared
         if held is not value or future is None:
-            (future,) = self._cluster.client.scatter([value], broadcast=True, hash=False)
+            with _reached():
+                (future,) = self._cluster.client.scatter([value], broadcast=True, hash=False)
             self._shared = (value, future)
         return future
 

@@ -136,6 +136,7 @@ def test_two_attempts_at_once_leave_one_part(address: str, tmp_path: Path) -> No
     place = Place(study.store, view_set.name, 1, "cpu", study.extract.batch)
     target = target_of(study.teachers["first"].spec("first"), column=column.name)
     with client_of(address) as client:
+        client.wait_for_workers(2, timeout=60)
         workers = list(client.nthreads())
         for part in range(3):
             column.discard(part)
