@@ -40,8 +40,8 @@ def parse_cost(data: bytes, /, *, where: str) -> Spent:
         FormatError: It is no cost file of this version.
     """
     body = parse_document(data, kind="cost", where=where)
-    found = {step: body.get(key, 0.0) for step, key in _KEYS.items()}
-    for value in found.values():
+    found = {step: (key, body.get(key, 0.0)) for step, key in _KEYS.items()}
+    for key, value in found.values():
         if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise FormatError(f"{where}: expected seconds, got {value!r}; delete the file")
-    return Spent(**found)
+            raise FormatError(f"{where}: {key}: expected a number, got {value!r}; delete the file")
+    return Spent(**{step: float(value) for step, (_, value) in found.items()})

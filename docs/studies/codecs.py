@@ -48,8 +48,7 @@ def main(root: str, *outs: str) -> None:
                 [
                     100 * (value / base - 1)
                     for seed in having
-                    if (value := _metrics(seed[name]).get(key)) is not None
-                    and (base := _metrics(seed[BASE]).get(key))
+                    if (value := _metrics(seed[name]).get(key)) is not None and (base := _metrics(seed[BASE]).get(key))
                 ],
             )
             for key in metrics

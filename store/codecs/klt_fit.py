@@ -26,7 +26,9 @@ from store.errors import StoreError
 
 __all__ = ["KltFitter"]
 
-_FACTORS = (0.7, 0.85, 1.0, 1.2, 1.45)
+_FACTORS = (0.05, 0.08, 0.13, 0.22, 0.36, 0.55, 0.7, 0.85, 1.0, 1.2, 1.45)
+"""Steps to try, as shares of the first guess, which knows neither the dead zone nor what dropping adds."""
+
 _CLIPPED = 0.02
 """Error that clipping may add to a coefficient, against that of rounding it."""
 
@@ -45,6 +47,7 @@ class _Fit:
     offset: Floats = field(default_factory=lambda: np.empty(0))  # (C, T)
     predict: Floats | None = None
     basis: Floats = field(default_factory=lambda: np.empty(0))
+    error: Floats = field(default_factory=lambda: np.empty(0))  # covariance that a decoder's error should have, (C, C)
     noise: Floats = field(default_factory=lambda: np.empty(0))  # what the error of the level before adds, per component
     variance: Floats = field(default_factory=lambda: np.empty(0))
     step: float = 0.0
@@ -157,16 +160,17 @@ class KltFitter:
                 below, below_CT = self._fits[index - 1], self.sums[f"map_{index - 1}"] / rows
                 gram = self.sums[f"gram_{index - 1}"] / (rows * places_CT.shape[1])
                 gram = gram - _moved(below_CT, below.mean, below_CT, below.mean)
-                gram += below.energy * np.eye(len(gram))  # a decoder predicts from a map with that error
+                gram += below.error  # a decoder predicts from a map with that error
                 cross = self.sums[f"cross_{index}"] / (rows * places_CT.shape[1])
                 cross = cross - _moved(places_CT, fit.mean, below_CT, below.mean)
                 predict = np.asarray(np.linalg.solve(gram, cross.T).T, dtype=np.float64)
                 rest = rest - predict @ cross.T
                 fit.predict, fit.offset = predict, fit.mean - predict @ below.mean
             fit.basis = _principal(rest)
+            fit.error = _left_over(rest, fit.basis, energy=fit.energy)
             if fit.predict is not None:
                 spread = fit.basis.T @ fit.predict
-                fit.noise = self._fits[index - 1].energy * np.einsum("kc,kc->k", spread, spread)
+                fit.noise = np.einsum("kc,cd,kd->k", spread, self._fits[index - 1].error, spread)
 
     # Pass 2: variances of coefficients, predicted from clean maps
 
@@ -181,11 +185,7 @@ class KltFitter:
         for index, fit in enumerate(self._fits):
             noise = np.repeat(fit.noise, fit.blocks.height * fit.blocks.width)
             fit.variance = self.sums[f"power_{index}"] / self.sums[f"count_{index}"] + noise
-            low, high = 0.0, 12 * float(fit.variance.max()) + fit.energy
-            for _ in range(60):  # the water level at which the errors add up to what is asked
-                middle = (low + high) / 2
-                low, high = (middle, high) if np.minimum(fit.variance, middle).mean() < fit.energy else (low, middle)
-            fit.step = float(np.sqrt(12 * high))
+            fit.step = float(np.sqrt(12 * _water_level(fit.variance, energy=fit.energy)))
 
     # Pass 3: real errors at several steps, predicted from maps as a decoder has them
 
@@ -317,6 +317,21 @@ class KltFitter:
     def _sum(self, name: str, values: Array) -> None:
         plain = np.asarray(values if isinstance(values, np.ndarray) else to_device(values, "cpu"), dtype=np.float64)
         self.sums[name] = self.sums.get(name, np.zeros(())) + plain
+
+
+def _water_level(variances: Floats, *, energy: float) -> float:
+    """The error of every coefficient that has more variance, when the others are dropped and the mean is as asked."""
+    low, high = 0.0, 12 * float(variances.max()) + energy
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.minimum(variances, middle).mean() < energy else (low, middle)
+    return high
+
+
+def _left_over(covariance_CC: Floats, basis_CK: Floats, *, energy: float) -> Floats:
+    """Covariance of the error that reverse water-filling leaves: most of it where most of the variance is."""
+    variances_K = np.einsum("ck,cd,dk->k", basis_CK, covariance_CC, basis_CK)
+    return (basis_CK * np.minimum(variances_K, _water_level(variances_K, energy=energy))) @ basis_CK.T
 
 
 def _like(values: NDArray[np.float64], like: Array) -> Array:

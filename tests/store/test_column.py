@@ -239,7 +239,7 @@ def test_times_of_the_codec_are_kept_beside_the_record(filled: Column):
 def test_a_cost_that_is_no_time_is_refused(filled: Column, value: object):
     path = path_of(filled, filled.commits.cost_path(1).removeprefix(f"{filled.folder}/"))
     path.write_bytes(render_document("cost", {"seconds": 1.0, "encode_seconds": value}))
-    with pytest.raises(FormatError, match=r"expected seconds, got .*delete the file"):
+    with pytest.raises(FormatError, match=r"encode_seconds: expected a number, got .*delete the file"):
         filled.summary()
 
 
