@@ -146,7 +146,8 @@ def extract(
 
     Teachers run in this process, and extract.workers (2) processes decode images for them. With --workers or
     --scheduler Dask spreads the work, and all of the above does each shard in one worker: a worker that dies costs
-    time and no shard. The bytes in the store are the same in every case. Clusters: workflows/cluster.md.
+    time and no shard. Where the recipe sets threads, the store's bytes are the same in every case; else torch's share
+    of the processors, and with it the last bit of a feature, depends on the workers. Clusters: workflows/cluster.md.
     """
     changes = [
         *(["extract.engine=dask"] if workers or scheduler else []),

@@ -253,11 +253,8 @@ def test_column_of_another_codec_is_missing(copy: Path) -> None:
 
 def test_the_command_that_makes_it_is_quoted_for_the_shell(copy: Path) -> None:
     done = sak("distill", "tiny.yaml", "extract.codec={name: fp16, clip: true}", cwd=copy)
-    refused(
-        done,
-        "is absent; ",
-        "is of another codec; make it with: sak extract tiny.yaml 'extract.codec={name: fp16, clip: true}'",
-    )
+    remedy = "make it with: sak extract tiny.yaml 'extract.codec={name: fp16, clip: true}'"
+    refused(done, "is absent; ", f"is of another codec; {remedy}")
 
 
 def test_incomplete_views_are_named_with_the_command(copy: Path) -> None:

@@ -2,8 +2,8 @@
 
     python docs/studies/codecs.py STORE OUT [OUT ...]
 
-STORE is the study's store; each OUT is the output folder of one seed, whose results.json is read. Differences to the run
-``fp32`` are taken seed by seed, and shown as mean ± standard deviation over seeds.
+STORE is the study's store; each OUT is the output folder of one seed, whose results.json is read. Differences to the
+run ``fp32`` are taken seed by seed, and shown as mean ± standard deviation over seeds.
 """
 
 from __future__ import annotations

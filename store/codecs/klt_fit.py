@@ -331,7 +331,8 @@ def _water_level(variances: Floats, *, energy: float) -> float:
 def _left_over(covariance_CC: Floats, basis_CK: Floats, *, energy: float) -> Floats:
     """Covariance of the error that reverse water-filling leaves: most of it where most of the variance is."""
     variances_K = np.einsum("ck,cd,dk->k", basis_CK, covariance_CC, basis_CK)
-    return (basis_CK * np.minimum(variances_K, _water_level(variances_K, energy=energy))) @ basis_CK.T
+    errors_K = np.minimum(variances_K, _water_level(variances_K, energy=energy))
+    return np.asarray((basis_CK * errors_K) @ basis_CK.T)
 
 
 def _like(values: NDArray[np.float64], like: Array) -> Array:
