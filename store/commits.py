@@ -295,10 +295,13 @@ class CommitLog:
         """
         self._known.pop(part, None)
         self._root.remove(self.path(part))
-        if not self._root.overwrites:
-            for path in self._root.files(self._folder):
-                if locate_part(path) == (self._folder, part):
-                    self._root.remove(path)
+        for path in self.obstacles(part):
+            self._root.remove(path)
+
+    def obstacles(self, part: int, /) -> list[str]:
+        """Files of a part that a rerun could not write over: all of them where objects are created once, else none."""
+        files = [] if self._root.overwrites else self._root.files(self._folder)
+        return [path for path in files if locate_part(path) == (self._folder, part)]
 
     def summary(self, *, fp16_bytes_per_row: int) -> Summary:
         """Add up all records.

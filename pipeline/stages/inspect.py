@@ -57,6 +57,8 @@ def verify_store(root: str | Path, /) -> Verdict:
 def discard_part(root: str | Path, name: str, part: int, /, *, dry_run: bool) -> str:
     """Drop the record of one part, so that the same extraction makes that part again; says what it dropped.
 
+    On an object store what a dead writer left of a part is dropped too, with or without a record.
+
     Args:
         name: A view set, ``VIEW_SET/COLUMN``, or a column alone where only one view set has it.
         dry_run: Drop nothing, and say what would be.
@@ -67,7 +69,7 @@ def discard_part(root: str | Path, name: str, part: int, /, *, dry_run: bool) ->
     store = Store.open(str(root))
     item = _named(store, name)
     relative = item.commits.path(part)
-    if part not in item.committed_parts():
+    if part not in item.committed_parts() and not item.commits.obstacles(part):
         committed = ", ".join(map(str, item.committed_parts()[:8])) or "none"
         raise MissingRowsError(f"{item.folder}: expected a committed part, got {part}; the first of them: {committed}")
     rows = (item.spec if isinstance(item, ViewSet) else item.view_set.spec).part_rows(part)

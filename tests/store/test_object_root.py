@@ -135,6 +135,26 @@ def test_columns_can_be_sent_to_other_processes(place: str, column: Column):
     np.testing.assert_array_equal(sent.read([5])[0]["values"], column.read([5])[0]["values"])
 
 
+def test_what_a_dead_writer_left_is_discarded_by_the_command(place: str, column: Column, whole: dict[str, str]):
+    """Its objects cannot be written over, and it has no record."""
+    inspect = pytest.importorskip("pipeline.stages.inspect")
+    name = f"{column.view_set.name}/{column.name}"
+    open_root(place).remove(column.commits.path(1))
+    left = reopened(place).commits.obstacles(1)
+    if open_root(place).overwrites:
+        assert left == []
+    else:
+        assert f"{column.folder}/level_0/c/1/0/0/0" in left
+        assert "would discard part 1" in inspect.discard_part(place, name, 1, dry_run=True)
+        assert reopened(place).commits.obstacles(1) == left
+        assert "discarded part 1" in inspect.discard_part(place, name, 1, dry_run=False)
+        assert reopened(place).commits.obstacles(1) == []
+    with pytest.raises(MissingRowsError, match="expected a committed part, got 1"):
+        inspect.discard_part(place, name, 1, dry_run=False)
+    store_samples.write_column_part(reopened(place), 1)
+    assert contents(place) == whole
+
+
 def test_a_discarded_part_is_gone_and_can_be_made_again(place: str, column: Column, whole: dict[str, str]):
     column.discard(1)
     with pytest.raises(MissingRowsError, match="rows 8 to 15"):

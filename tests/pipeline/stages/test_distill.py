@@ -117,7 +117,8 @@ def test_a_missing_column_is_named(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(MissingColumnError) as caught:
         distilled(finished, tmp_path, "extract.codec=fp16")
     assert "the fp16 column of teacher second" in str(caught.value)
-    assert str(caught.value).endswith("is absent")
+    assert "is absent; second-" in str(caught.value)
+    assert str(caught.value).endswith(" is of another codec")
 
 
 def test_a_missing_store_or_view_set_is_said(finished: Finished, tmp_path: Path) -> None:
