@@ -29,6 +29,7 @@ __all__ = ["KltFitter"]
 _FACTORS = (0.05, 0.08, 0.13, 0.22, 0.36, 0.55, 0.7, 0.85, 1.0, 1.2, 1.45)
 """Steps to try, as shares of the first guess, which knows neither the dead zone nor what dropping adds."""
 
+_LEAST_ERROR = 1e-3
 _CLIPPED = 0.02
 """Error that clipping may add to a coefficient, against that of rounding it."""
 
@@ -332,6 +333,8 @@ def _left_over(covariance_CC: Floats, basis_CK: Floats, *, energy: float) -> Flo
     """Covariance of the error that reverse water-filling leaves: most of it where most of the variance is."""
     variances_K = np.einsum("ck,cd,dk->k", basis_CK, covariance_CC, basis_CK)
     errors_K = np.minimum(variances_K, _water_level(variances_K, energy=energy))
+    # Where the sample has no variance at all a decoder's error is not zero, nor may a prediction rely on it.
+    errors_K = np.maximum(errors_K, _LEAST_ERROR * energy)
     return np.asarray((basis_CK * errors_K) @ basis_CK.T)
 
 

@@ -75,6 +75,7 @@ def test_options_that_do_not_fit_are_refused(arguments: list[str], said: str, tm
     assert said in outcome.err
 
 
+@pytest.mark.slow
 def test_a_restarted_scheduler_costs_nothing_but_time(tmp_path: Path) -> None:
     """Scheduler and worker are killed while the command runs, others take their place, and the command goes on."""
     for name in ("process", "dask"):
