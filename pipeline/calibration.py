@@ -11,7 +11,7 @@ take some, and whoever is done first: workers of ``pipeline.cluster`` share a sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from store.codecs.base import Codec, Fitter, LevelSpec
 from store.codecs.registry import CodecChoice, choose_codec, is_fitted, make_fitter
 from store.viewset import ViewSet
 
-__all__ = ["KEEP_BYTES", "Replay", "column_codec", "fit_codecs", "in_batches", "share_sums", "shares"]
+__all__ = ["KEEP_BYTES", "Replay", "column_codec", "fit_codecs", "in_batches", "sample_rows", "share_sums", "shares"]
 
 KEEP_BYTES = 1 << 30
 """Most bytes of features that are kept between passes over a sample; the rest is computed again in each."""
@@ -50,6 +50,11 @@ class Replay:
 
     def __iter__(self) -> Iterator[Sequence[Tensor]]:
         return (self[index] for index in range(self._count))
+
+    def forget(self, indices: Iterable[int], /) -> None:
+        """Keep these batches no longer."""
+        for index in indices:
+            self._kept.pop(index, None)
 
     def __getitem__(self, index: int, /) -> Sequence[Tensor]:
         if not 0 <= index < self._count:
@@ -126,6 +131,13 @@ def fit_codecs(
     return [fitter.codec() for fitter in fitters]
 
 
+def sample_rows(view_set: ViewSet, count: int, /) -> list[int]:
+    """The rows that a codec is fitted to: the first usable ones of the first view, at most so many."""
+    usable_N = view_set.usable_rows()
+    rows: list[int] = usable_N[usable_N < view_set.spec.images][:count].tolist()
+    return rows
+
+
 def column_codec(
     choice: CodecChoice, /, *, source: MapSource, view_set: ViewSet, levels: Sequence[LevelSpec], batch: int
 ) -> Codec:
@@ -138,8 +150,7 @@ def column_codec(
     if not is_fitted(choice):
         return choose_codec(choice)
     fitter = make_fitter(choice, levels)
-    usable_N = view_set.usable_rows()
-    chunks = in_batches(usable_N[usable_N < view_set.spec.images][: fitter.rows].tolist(), batch)
+    chunks = in_batches(sample_rows(view_set, fitter.rows), batch)
     sample = Replay(len(chunks), make=lambda index: source.sample(view_set, chunks[index]))
     with progress_bar("rows") as bar:
         total = fitter.passes * sum(map(len, chunks))

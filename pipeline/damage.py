@@ -122,9 +122,12 @@ def _opens(store: Store, views: str) -> bool:
 
 
 def _is_left_over(store: Store, path: str, where: PartLocation) -> bool:
-    """Whether a file is of a part without a record that nobody is writing at this moment."""
+    """Whether a file is of a part without a record that nobody is writing at this moment, as far as locks tell.
+
+    Where nothing is locked that cannot be told; an hour after the last write it is an error, and that is mended.
+    """
     root = store.root
-    if is_temporary(path.rsplit("/", 1)[-1]) or root.is_locked(f"{where.folder}/commits"):
+    if is_temporary(path.rsplit("/", 1)[-1]) or root.is_locked(f"{where.folder}/commits") is not False:
         return False
     try:
         view_set: ViewSet = store.view_set(where.folder.split("/")[1])

@@ -198,6 +198,7 @@ class Mender:
         try:
             source = exact_maps(self.store, maker.spec, codec=maker.codec, view_set=column.view_set, device=device)
             if source is not None:
+                source.column.check_join_part(column.view_set, part)  # made from the images that are there now
                 source.column.check_content(part)
                 return source
         except StoreError:  # damaged or not all there: then it is no witness

@@ -146,30 +146,37 @@ class DaskCluster:
                         return
                     done = flight.landed(next(finished))
                 except _Lost:
-                    self._await_scheduler()
-                    finished = as_completed(flight.again(), loop=self.client.loop)
+                    finished = as_completed(self._again(flight), loop=self.client.loop)
                 else:
                     yield done
         finally:
             flight.cancel()
+
+    def _again(self, flight: _Flight) -> list[Future[Any]]:
+        """Submit what is in flight once more, as soon as there is a scheduler with a worker."""
+        while True:
+            self._await_scheduler()
+            with suppress(_Lost):  # and lost again; the flight counts how often
+                return flight.again()
 
     def submit(self, job: Job, /, *arguments: object, key: str) -> Future[Any]:
         """Hand one task to the scheduler: the job's arguments come after these."""
         threads = self._threads
         if threads is None and self._scheduler is None:
             threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
-        return self.client.submit(
-            attempt,
-            Terms(threads, software()),
-            job.call,
-            *arguments,
-            key=key,
-            pure=False,
-            retries=_RETRIES,
-            resources={"GPU": 1} if job.teacher and self._gpu else None,
-            workers=None if job.home is None else [job.home],
-            allow_other_workers=job.home is not None,
-        )
+        with _reached():
+            return self.client.submit(
+                attempt,
+                Terms(threads, software()),
+                job.call,
+                *arguments,
+                key=key,
+                pure=False,
+                retries=_RETRIES,
+                resources={"GPU": 1} if job.teacher and self._gpu else None,
+                workers=None if job.home is None else [job.home],
+                allow_other_workers=job.home is not None,
+            )
 
     def _local(self) -> Client:
         from distributed import Client, LocalCluster
@@ -238,6 +245,9 @@ class DaskCluster:
                 f"the Dask scheduler of {self.name} went away; start it again and run the same command: finished shards"
                 " are kept"
             )
+        with suppress(*_DISCONNECTED):
+            if not self.client.nthreads():
+                self.client.wait_for_workers(1, timeout=max(1.0, stop - time.monotonic()))
 
 
 class _Lost(Exception):
@@ -247,11 +257,11 @@ class _Lost(Exception):
 @contextmanager
 def _reached() -> Iterator[None]:
     """Tell the loss of a connection from all that a task may raise."""
-    from distributed.client import FutureCancelledError, FuturesCancelledError
+    from distributed.client import ClosedClientError, FutureCancelledError, FuturesCancelledError
 
     try:
         yield
-    except (*_DISCONNECTED, FutureCancelledError, FuturesCancelledError) as error:
+    except (*_DISCONNECTED, ClosedClientError, FutureCancelledError, FuturesCancelledError) as error:
         raise _Lost from error
 
 

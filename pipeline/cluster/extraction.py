@@ -11,14 +11,16 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
+
 from pipeline.bad_rows import BadRows
-from pipeline.calibration import in_batches, shares
+from pipeline.calibration import in_batches, sample_rows, shares
 from pipeline.cluster.attempt import anywhere
 from pipeline.cluster.dask_cluster import DaskCluster, Done, Job
 from pipeline.cluster.work import FitShare, Place, Target, fit_share, make_columns, map_levels, target_of
 from pipeline.columns import Wanted, settled_column
 from pipeline.config import DataConfig
-from pipeline.maps import exact_column
+from pipeline.maps import exact_column, exact_maps
 from pipeline.targets import find_column
 from pipeline.tracking import CONSOLE, progress_bar
 from pipeline.viewsets import make_part
@@ -71,6 +73,11 @@ class _Extraction:
     def run(self, wanted: Sequence[Wanted]) -> bool:
         """See ``extract_over``."""
         self._bad_rows.check()
+        if self._view_set.missing_parts() and any(map(self._has_exact, wanted)):
+            # What is made from an exact column is made over the images that that was made over.
+            absent = self._view_set.missing_parts()
+            total = sum(len(self._view_set.spec.part_rows(part)) for part in absent)
+            self._stream(([self._view_job(part)] for part in absent), f"views {self._view_set.name}", total)
         writers = [writer for item in wanted if (writer := self._writer(item)) is not None]
         missing = frozenset(self._view_set.missing_parts())
         parts = sorted(missing.union(*(writer.missing for writer in writers)))
@@ -111,6 +118,11 @@ class _Extraction:
         arguments = (self._place.store, self._view_set.name, part, self._data)
         return Job(f"views {self._view_set.name} shard {part}", make_part, arguments, teacher=False)
 
+    def _has_exact(self, wanted: Wanted) -> bool:
+        device = torch.device("cpu")
+        found = exact_maps(self._store, wanted.spec, codec=wanted.codec, view_set=self._view_set, device=device)
+        return found is not None
+
     def _writer(self, wanted: Wanted) -> _Writer | None:
         """What is missing of a column, which is made first if need be."""
         store, spec = self._store, self._view_set.spec
@@ -139,17 +151,18 @@ class _Extraction:
     def _sample(self, count: int) -> list[int]:
         """The first usable rows, whose parts are made first."""
         spec = self._view_set.spec
-        parts = min(spec.parts, -(-count // spec.rows_per_shard))
+        parts = min(spec.parts_per_view, -(-count // spec.rows_per_shard))
         while True:
             done = set(self._view_set.committed_parts())
             missing = [part for part in range(parts) if part not in done]
             total = sum(len(spec.part_rows(part)) for part in missing)
             if missing:
                 self._stream(([self._view_job(part)] for part in missing), f"views {spec.name}: sample", total)
-            rows = self._view_set.usable_rows()
-            if parts == spec.parts or (rows < spec.part_rows(parts - 1).stop).sum() >= count:
-                return [int(row) for row in rows[:count]]
-            parts = min(spec.parts, 2 * parts)  # some rows were left out
+            rows = sample_rows(self._view_set, count)
+            # Later parts may be there already, and earlier rows come first all the same.
+            if parts == spec.parts_per_view or sum(row < spec.part_rows(parts - 1).stop for row in rows) >= count:
+                return rows
+            parts = min(spec.parts_per_view, 2 * parts)  # some rows were left out
 
     def _fit(self, fitter: Fitter, target: Target, rows: Sequence[int]) -> Codec:
         """``pipeline.calibration.fit_codecs`` over the cluster: the same shares, merged in the same order."""

@@ -118,9 +118,10 @@ def fit_share(work: FitShare, fitter: Fitter, /) -> Mapping[str, NDArray[np.floa
         StoreError: The sample is not finite, or the store is damaged.
     """
     sample = _samples.of(work)
-    sums = share_sums(fitter, sample, shares(len(work.batches))[work.share])
+    share = shares(len(work.batches))[work.share]
+    sums = share_sums(fitter, sample, share)
     if work.last:
-        _samples.drop(work.token)
+        sample.forget(share)
     return sums
 
 
@@ -137,11 +138,6 @@ class _Samples:
             if work.token not in self._held:
                 self._held = {work.token: _sample(work)}
             return self._held[work.token]
-
-    def drop(self, token: str) -> None:
-        """Forget a fit's sample; another share that still wants it makes its maps again."""
-        with self._lock:
-            self._held.pop(token, None)
 
 
 class _Teachers:

@@ -97,6 +97,10 @@ def decode_rgb(data: bytes, *, where: str) -> NDArray[np.uint8]:
 
 def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
     with picture:
+        if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white
+            deep = np.asarray(picture, dtype=np.int64)
+            grey = np.clip((deep + 128) // 257, 0, 255).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(picture.convert("RGB"), dtype=np.uint8)
 
 

@@ -131,14 +131,14 @@ class _Slot(NamedTuple):
 
     @classmethod
     def of(cls, file: RangeFile, *, kind: str, schema: pa.Schema) -> _Slot:
-        # The whole address: two folders may have files of one name.
-        address = file.where if is_remote(file.where) else os.path.realpath(file.where)
-        about = {"kind": f"{kind} {_VERSION}", "of": address, "identity": file.identity}
-        name = hashlib.sha256(f"{kind}\0{address}".encode()).hexdigest()
+        about = {"kind": f"{kind} {_VERSION}", "of": file.address, "identity": file.identity}
+        name = hashlib.sha256(f"{kind}\0{file.address}".encode()).hexdigest()
         return cls(file, cache_folder() / "indices" / f"{name}.arrow", schema.with_metadata(about))
 
     def load(self) -> pa.RecordBatch | None:
         """A kept index; None where there is none, or it is not what it should be."""
+        if not self.file.identity:  # whether it is still of this file cannot be told
+            return None
         try:
             with self.path.open("rb") as file:
                 mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

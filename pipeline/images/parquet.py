@@ -41,6 +41,9 @@ LAYOUT = (
 _COLUMN = "image"
 _MAX_GROUP_BYTES = 1 << 30
 _HELD_BYTES = 512 << 20
+_ROWS_AT_ONCE = 16
+_MAX_KEY = 1024
+_SMALLER = "write the file again with row groups of 100 rows"
 _SCHEMA = pa.schema(
     [
         ("key", pa.large_string()),
@@ -168,15 +171,24 @@ class _Groups:
             self._held[file, group] = found
             while len(self._held) > 1 and sum(array.nbytes for array in self._held.values()) > _HELD_BYTES:
                 self._held.popitem(last=False)
+            if row >= len(found):
+                raise DataError(
+                    f"{self._files[file].where}: its row group {group} ends before row {row}; copy it again"
+                )
             data: bytes | None = found[row].as_py()
             return data
 
     def _load(self, file: RangeFile, group: int) -> pa.Array:
         with _opened(file) as parquet:
-            column = parquet.read_row_group(group, columns=[_leaf(parquet, file)], use_threads=False).column(_COLUMN)
-            values = column.combine_chunks()
-            values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
-            return pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
+            leaf, pieces, size = _leaf(parquet, file), [], 0
+            # A few rows at a time: repeated values take a byte in the file, and what a footer says of sizes is a claim.
+            for some in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[leaf], use_threads=False):
+                values = some.column(_COLUMN)
+                pieces.append(pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values)
+                size += pieces[-1].nbytes
+                if size > _MAX_GROUP_BYTES:
+                    raise DataError(f"{file.where}: a row group of more than {_MAX_GROUP_BYTES} bytes; {_SMALLER}")
+            return pa.concat_arrays(pieces).cast(pa.large_binary())
 
 
 @contextmanager
@@ -212,13 +224,16 @@ def _index(file: RangeFile, *, key: str | None) -> pa.Table:
         rows = []
         for group in range(meta.num_row_groups):
             info = meta.row_group(group)
-            chunk = next(c for c in map(info.column, range(info.num_columns)) if c.path_in_schema == leaf)
+            chunk = next((c for c in map(info.column, range(info.num_columns)) if c.path_in_schema == leaf), None)
+            if chunk is None:
+                raise ValueError(f"row group {group} has no column {leaf}")
             if chunk.total_uncompressed_size > _MAX_GROUP_BYTES:
-                raise DataError(
-                    f"{file.where}: a row group of {chunk.total_uncompressed_size} bytes, at most {_MAX_GROUP_BYTES};"
-                    " write the file again with row groups of 100 rows"
-                )
+                size = chunk.total_uncompressed_size
+                raise DataError(f"{file.where}: a row group of {size} bytes, at most {_MAX_GROUP_BYTES}; {_SMALLER}")
             rows.append((info.num_rows, chunk.total_compressed_size, _tail(file, chunk)))
+        counted = [count for count, _, _ in rows]
+        if min(counted, default=0) < 0 or sum(counted) != len(names):
+            raise ValueError(f"its row groups have {counted[:8]} rows, its columns {len(names)}")
     table = np.array(rows, np.int64).reshape(-1, 3)
     counts, starts = table[:, 0], np.cumsum(table[:, 0]) - table[:, 0]
     groups = np.repeat(np.arange(len(rows)), counts)
@@ -259,6 +274,12 @@ def _names(parquet: pq.ParquetFile, file: RangeFile, *, key: str | None) -> pa.A
     values = parquet.read(columns=[key])[key].combine_chunks().cast(pa.large_string())
     if values.null_count or not pc.all(pc.greater(pc.utf8_length(values), 0)).as_py():
         raise DataError(f"{file.where}: key: column {key!r} is empty in some rows; name another column")
+    short, plain = pc.less_equal(pc.utf8_length(values), _MAX_KEY), pc.utf8_is_printable(values)
+    if not pc.all(pc.and_(short, plain)).as_py():
+        raise DataError(
+            f"{file.where}: key: column {key!r} has keys of more than {_MAX_KEY} characters or with control characters;"
+            " name another column"
+        )
     return values
 
 

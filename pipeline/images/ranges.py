@@ -6,6 +6,7 @@ A file is the one that was opened: every read fails once another is in its place
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import time
@@ -28,7 +29,7 @@ __all__ = ["RangeFile", "is_remote", "open_range", "s3_names"]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _REMOTE = ("http://", "https://", "s3://")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _S3 = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9])/(.+)")
 _SECONDS = 60.0
 _REMOTE_WINDOW = 8 << 20  # a request takes as long as some megabytes, and most images are smaller
@@ -42,11 +43,13 @@ class RangeFile(Protocol):
     Attributes:
         where: What messages call it.
         size: Bytes in it.
-        identity: Tells this version of it from the next without reading it.
+        address: Tells it from every other file.
+        identity: Tells this version of it from the next without reading it; empty where nothing does.
         window: Bytes that are worth asking for at once where a few are needed.
     """
 
     where: str
+    address: str
     size: int
     identity: str
     window: int
@@ -69,7 +72,7 @@ def is_remote(where: str, /) -> bool:
     """
     if where.startswith(_REMOTE):
         return True
-    if _SCHEME.match(where) and not Path(where).exists():
+    if _SCHEME.match(where) and not os.path.exists(where):
         kinds = ", ".join(_REMOTE)
         raise DataError(one_line(f"{where}: expected a path, or a URL that begins with {kinds}; no program is started"))
     return False
@@ -108,6 +111,7 @@ class _LocalRange:
 
     def __init__(self, path: Path) -> None:
         self.where, self._path = str(path), path.absolute()
+        self.address = os.path.realpath(path)
         with self._opened() as file:
             self._stamp = file.stamp
         self.size = self._stamp.size
@@ -136,7 +140,7 @@ class _S3Range:
     window = _REMOTE_WINDOW
 
     def __init__(self, url: str) -> None:
-        self.where = url
+        self.where = self.address = url
         bucket, self._key = _s3_parts(url)
         self._client = _client_of(bucket)
         try:
@@ -171,10 +175,16 @@ class _HttpRange:
 
     def __init__(self, url: str) -> None:
         # A query may hold a signature, which belongs in no message and no log.
-        self._url, self.where = url, urllib.parse.urlsplit(url)._replace(query="", fragment="").geturl()
+        try:
+            parts = urllib.parse.urlsplit(url)
+        except ValueError as error:
+            raise DataError(one_line(f"{url.partition('?')[0]}: no URL ({error}); correct the root")) from error
+        self._url, self.where = url, parts._replace(query="", fragment="").geturl()
+        # Two queries may be two files, so an index is kept for each; its text stays out of the index's name.
+        self.address = self.where + (f"?{hashlib.sha256(parts.query.encode()).hexdigest()}" if parts.query else "")
         answer = self._ask(0, 1)
         self.size, self._version = answer.total, _version(answer.headers)
-        self.identity = f"{self.size} bytes, {self._version}"
+        self.identity = f"{self.size} bytes, {self._version}" if self._version else ""
 
     def read(self, offset: int, size: int, /) -> bytes:
         if not size:
@@ -221,7 +231,7 @@ class _HttpRange:
 
 
 def _version(headers: Message) -> str:
-    return headers.get("ETag") or headers.get("Last-Modified") or "without a version"
+    return headers.get("ETag") or headers.get("Last-Modified") or ""
 
 
 def _whole(data: bytes, size: int, *, where: str, offset: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -76,14 +77,18 @@ def _alternatives(inner: str, pattern: str) -> list[str]:
 
 def _matching(pattern: str, *, suffix: str) -> Iterator[str]:
     if not is_remote(pattern):
-        path = Path(pattern).expanduser()
+        path = Path(os.path.expanduser(pattern))
         if path.is_dir():
             yield from (str(item) for item in path.rglob(f"*{suffix}") if not item.name.startswith("."))
         elif has_magic(pattern):
             yield from glob(str(path), recursive=True)
         else:
             yield str(path)
-    elif not has_magic(pattern) or not pattern.startswith("s3://"):
+    elif not pattern.startswith("s3://"):
+        if "*" in pattern:
+            raise DataError(one_line(f"{pattern}: a web server lists no files; name them, as in {{000..146}}"))
+        yield pattern
+    elif not has_magic(pattern):
         yield pattern
     else:
         head = re.split(r"[*?\[]", pattern, maxsplit=1)[0]

@@ -11,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from sak.errors import TeacherError
 from sak.teachers.entry import TeacherEntry
+from sak.teachers.published import PUBLISHED
 
 __all__ = ["find_weights"]
 
@@ -35,9 +36,11 @@ def find_weights(name: str, entry: TeacherEntry, /, *, folder: Path | None = Non
 
 def _candidates(name: str, entry: TeacherEntry, folder: Path | None) -> Iterator[Path]:
     if folder is not None:
-        stems = dict.fromkeys((name, entry.timm, entry.timm.partition(".")[0]))
+        architecture = entry.timm.partition(".")[0]
+        alike = [other for other in PUBLISHED.values() if other.timm.partition(".")[0] == architecture]
         # A network that two teachers share does not tell whose weights a file of that name holds.
-        stems = stems if entry.on_hub else dict.fromkeys((name,))
+        shared = [] if len(alike) > 1 else [architecture]
+        stems = dict.fromkeys((name, entry.timm, *shared) if entry.on_hub else (name,))
         yield from (folder / f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES)
         yield from (folder / file for file in entry.files)
     config = timm.get_pretrained_cfg(entry.timm, allow_unregistered=True) if entry.on_hub else None

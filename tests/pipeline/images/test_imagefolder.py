@@ -126,3 +126,11 @@ def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     source = ImageFolder(tmp_path)
     assert (source.read(0).image == 77).all()
     assert source.read(1).image.shape == (8, 9, 3)
+
+
+def test_sixteen_bits_of_grey_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    deep = np.array([[0, 128, 129, 4096], [32768, 65535, 257, 514]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    image = ImageFolder(tmp_path).read(0).image
+    assert image[..., 0].tolist() == [[0, 0, 1, 16], [128, 255, 1, 2]]
+    assert (image == image[..., :1]).all()

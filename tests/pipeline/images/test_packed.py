@@ -235,7 +235,23 @@ def test_roots_that_name_no_shards_say_why(tmp_path: Path, root: str, split: str
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("root", ["pipe:touch owned", "pipe:cat x-{000..001}.tar", "file:///x.tar", "gs://b/x.tar"])
+@pytest.mark.parametrize(
+    ("root", "words"),
+    [
+        ("http://h/train-*.tar", r"a web server lists no files; name them, as in \{000\.\.146\}"),
+        ("http://[bad/x.tar", r"http://\[bad/x\.tar: no URL"),
+        ("~nosuchuser/x.tar", "file not found"),
+    ],
+)
+def test_roots_that_cannot_be_read_are_one_line(root: str, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        WebDatasetImages(root)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "root", [f"pipe:{'x' * 300}", "pipe:touch owned", "pipe:cat x-{000..001}.tar", "file:///x.tar", "gs://b/x.tar"]
+)
 def test_other_urls_are_refused_and_no_program_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,15 @@ def test_rows_without_a_path_of_their_own_are_named_by_file_and_row(tmp_path: Pa
 
 
 def test_a_declared_column_names_the_images(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.parquet", image=[A, B], id=[7, 3], none=[None, "a"], same=["a", "a"], real=[0.5, 1.5])
+    path = write(
+        tmp_path / "x.parquet",
+        image=[A, B],
+        id=[7, 3],
+        none=[None, "a"],
+        same=["a", "a"],
+        real=[0.5, 1.5],
+        odd=["a\nb", "c"],
+    )
     request = SourceRequest(name="parquet", root=str(path), split="all", size=None, images=None, seed=0, key="id")
     source = open_source(request)
     assert tuple(source.keys()) == ("3", "7")
@@ -55,6 +64,7 @@ def test_a_declared_column_names_the_images(tmp_path: Path) -> None:
         ("real", "texts or integers 'real'"),
         ("none", "column 'none' is empty in some rows"),
         ("same", "two images with one key 'a'"),
+        ("odd", "'odd' has keys of more than 1024 characters or with control characters"),
     ):
         with pytest.raises(DataError, match=words):
             ParquetImages(str(path), key=key)
@@ -84,6 +94,33 @@ def test_a_row_group_that_is_too_large_is_refused_before_it_is_read(
     monkeypatch.setattr(parquet, "_MAX_GROUP_BYTES", 1000)
     with pytest.raises(DataError, match=r"x\.parquet: a row group of \d+ bytes, at most 1000; write the file again"):
         ParquetImages(str(write_parquet(tmp_path / "x.parquet", {"a.png": A})))
+
+
+def test_a_row_group_that_grows_beyond_its_limit_is_refused_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal values are stored once, so a small file may hold a large row group."""
+    monkeypatch.setattr(parquet, "_MAX_GROUP_BYTES", 400_000)
+    big = b"x" * 50_000
+    path = write(tmp_path / "x.parquet", image=[{"bytes": big, "path": f"{n}.png"} for n in range(200)])
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"x\.parquet: a row group of more than 400000 bytes; write the file again"):
+        ParquetImages(str(path)).read(0)
+
+
+def test_no_flipped_bit_of_a_footer_is_a_traceback(tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "x.parquet", {f"{n}.png": A for n in range(4)}, rows=2).read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    rng = np.random.default_rng(0)
+    for position in rng.choice(np.arange(start, len(data)), size=120, replace=False).tolist():
+        spoilt = bytearray(data)
+        spoilt[position] ^= 1 << int(rng.integers(8))
+        path = tmp_path / f"{position}.parquet"
+        path.write_bytes(spoilt)
+        with contextlib.suppress(DataError, BadImageError):
+            source = ParquetImages(str(path))
+            for index in range(len(source.keys())):
+                source.read(index)
 
 
 def test_empty_damaged_and_large_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,15 @@ def test_weights_are_found_by_any_of_their_names(tmp_path: Path, file: str) -> N
     assert "here" in shown(ls_table(about_teachers([found], view=56, cost=False)))
 
 
+def test_weights_named_after_a_network_that_several_teachers_share_are_nobodys(tmp_path: Path) -> None:
+    names = [name for name, entry in PUBLISHED.items() if entry.timm.startswith("vit_base_patch16_clip_224.")]
+    assert len(names) > 1
+    (tmp_path / "vit_base_patch16_clip_224.safetensors").write_bytes(b"")
+    for name in names:
+        (found,) = find_teachers(name, weights=tmp_path, exact=True)
+        assert found.weights is None or found.weights.parent != tmp_path
+
+
 def test_weights_in_the_hubs_cache_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "models--timm--vit_base_patch14_dinov2.lvd142m"
     (folder / "snapshots" / "abc").mkdir(parents=True)
