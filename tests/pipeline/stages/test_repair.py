@@ -345,6 +345,23 @@ def test_a_column_is_made_from_the_exact_one_where_that_is_sound(
     assert built == ["second"] * exact_too
 
 
+def test_an_exact_column_of_other_images_is_no_source(root: Path, studies: list[Study], built: list[str]) -> None:
+    """Its numbers are sound, and of the images of before."""
+    coded = [dataclasses.replace(study, extract=dataclasses.replace(study.extract, codec="int8")) for study in studies]
+    extract(coded)
+    store = Store.open(root)
+    view_set = next(item for item in store.view_sets() if "unlabeled" in item.name)
+    rows = view_set.read_part(1)
+    view_set.discard(1)
+    view_set.write_part(1, [dataclasses.replace(row, label=77) for row in rows])
+    repair_store(root, coded)
+    assert sorted(built) == ["first", "second"]
+    fresh = Store.open(root)
+    for column in fresh.columns(view_set.name):
+        if column.spec.codec.name == "int8":
+            column.check_join_part(fresh.view_set(view_set.name), 1)
+
+
 def test_a_killed_repair_is_finished_by_the_next(
     root: Path, studies: list[Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
