@@ -89,6 +89,24 @@ def test_the_number_of_workers_shows_in_no_bit_of_a_fitted_codec(
     assert stored(tmp_path) == expected
 
 
+def test_a_codec_that_wants_more_rows_than_a_view_has_is_fitted_to_that_view(address: str, tmp_path: Path) -> None:
+    many = ["extract.codec={name: klt, error: 0.1, rows: 64}", "data.distill.views=2", "student.teachers=[first]"]
+    extract([study_of(tmp_path / "process", many)])
+    extract([study_of(tmp_path / "dask", [*many, *over(address)])])
+    assert stored(tmp_path / "dask") == stored(tmp_path / "process")
+
+
+def test_views_that_went_missing_are_made_before_what_an_exact_column_gives(address: str, tmp_path: Path) -> None:
+    places = {"process": [], "dask": over(address)}
+    for name, engine in places.items():
+        study = study_of(tmp_path / name)
+        extract([study])
+        (view_set,) = Store.open(study.store).view_sets()
+        view_set.discard(1)
+        extract([study_of(tmp_path / name, ["extract.codec=int8", *engine])])
+    assert stored(tmp_path / "dask") == stored(tmp_path / "process")
+
+
 def test_a_column_is_made_from_an_exact_one(address: str, tmp_path: Path) -> None:
     places = {"process": [], "dask": over(address)}
     for name, engine in places.items():
