@@ -18,14 +18,14 @@ from pipeline.images.files import (
     require_folder,
     subset,
 )
-from pipeline.images.sample import ImageSample
+from pipeline.images.sample import ImageSample, Unlabelled
 
 __all__ = ["LAYOUT", "ImageFolder"]
 
 LAYOUT = "a folder of .jpg, .jpeg, .png or .webp files, in subfolders or not, optionally below train/ and val/"
 
 
-class ImageFolder:
+class ImageFolder(Unlabelled):
     """Photographs below ``root/<split>``, or below ``root`` when it is not divided into splits.
 
     Keys are paths relative to that folder without suffix. Links that stay inside are followed, others refused.
@@ -44,16 +44,6 @@ class ImageFolder:
         self._keys = tuple(chosen)
         folders = sorted({key.split("/")[0] for key in files if "/" in key})
         self._classes = {name: number for number, name in enumerate(folders)}
-
-    @property
-    def dataset(self) -> str:
-        """Empty: photographs have no label maps."""
-        return ""
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """None."""
-        return ()
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from pipeline.images.files import SUFFIXES, choose, decode_rgb
 from pipeline.images.indices import Keys, indices, joined
 from pipeline.images.packed import MAX_IMAGE_BYTES
 from pipeline.images.ranges import RangeFile, open_range
-from pipeline.images.sample import ImageSample
+from pipeline.images.sample import ImageSample, Unlabelled
 from pipeline.images.shards import expand
 from pipeline.images.tarscan import TAIL
 from store.errors import UnreachableError, one_line
@@ -56,7 +56,7 @@ _SCHEMA = pa.schema(
 )
 
 
-class ParquetImages:
+class ParquetImages(Unlabelled):
     """Images in Parquet files.
 
     A key is the column named as ``key``; else the image's path without suffix, where all have one and no two the same;
@@ -81,16 +81,6 @@ class ParquetImages:
         self._rows = rows if chosen is None else rows.take(pa.array(chosen, pa.int64()))
         self._groups = _Groups(self._files)
         self._keys = Keys(self._rows["key"])
-
-    @property
-    def dataset(self) -> str:
-        """Empty: these images have no label maps."""
-        return ""
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """None."""
-        return ()
 
     def fingerprint(self) -> str:
         """Digest of all keys, and of the size and last bytes of the row groups they are in; reads no image."""

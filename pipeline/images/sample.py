@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ImageSample", "ImageSource"]
+__all__ = ["ImageSample", "ImageSource", "Unlabelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +59,10 @@ class ImageSource(Protocol):
             pipeline.errors.BadImageError: The file cannot be decoded; the message names it.
         """
         ...
+
+
+class Unlabelled:
+    """Base of sources whose images have no label maps."""
+
+    dataset = ""
+    tasks: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from pipeline.images.files import SPLITS, SUFFIXES, choose_split
 from pipeline.images.indices import Keys
 from pipeline.images.packed import Entry, PackedImages, index_tars
 from pipeline.images.ranges import open_range
-from pipeline.images.sample import ImageSample
+from pipeline.images.sample import ImageSample, Unlabelled
 from pipeline.images.tarscan import Member
 
 __all__ = ["LAYOUT", "TarImages"]
@@ -22,7 +22,7 @@ LAYOUT = (
 )
 
 
-class TarImages:
+class TarImages(Unlabelled):
     """Photographs in a tar, as ``imagefolder`` would find them had it been unpacked: the same keys and labels.
 
     The headers are read once, to an index in the cache folder (``SAK_CACHE``).
@@ -46,16 +46,6 @@ class TarImages:
         )
         self._all = everything.keys
         self._images = everything.subset(images=images, seed=seed, where=f"{root} ({split})")
-
-    @property
-    def dataset(self) -> str:
-        """Empty: photographs have no label maps."""
-        return ""
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """None."""
-        return ()
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

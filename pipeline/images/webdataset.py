@@ -14,7 +14,7 @@ from pipeline.errors import DataError
 from pipeline.images.files import SUFFIXES
 from pipeline.images.packed import NO_IMAGE, Entry, PackedImages, index_tars
 from pipeline.images.ranges import is_remote, open_range
-from pipeline.images.sample import ImageSample
+from pipeline.images.sample import ImageSample, Unlabelled
 from pipeline.images.shards import expand
 from pipeline.images.tarscan import Member
 
@@ -27,7 +27,7 @@ LAYOUT = (
 _THREADS = 16
 
 
-class WebDatasetImages:
+class WebDatasetImages(Unlabelled):
     """Images of shards. A sample's key does not depend on the shard that it is in, and must be unique among all.
 
     The headers are read once, to indices in the cache folder (``SAK_CACHE``); images are then read in any order.
@@ -46,16 +46,6 @@ class WebDatasetImages:
         rows = index_tars(files, kind="webdataset", entries=_samples)
         whole = PackedImages("webdataset", files=files, rows=rows)
         self._images = whole.subset(images=images, seed=seed, where=f"{root} ({split})")
-
-    @property
-    def dataset(self) -> str:
-        """Empty: these images have no label maps."""
-        return ""
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """None."""
-        return ()
 
     def fingerprint(self) -> str:
         """Digest of all keys, and of each image's size and last bytes; the same images in other shards give it too."""
