@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import fraction, not_negative, one_length, positive, rates
+from pipeline.config_checks import fraction, live_crops, not_negative, one_length, positive, rates
 from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Size, TeacherConfig
 from pipeline.views import ViewSpec
 from store.codecs.registry import choice_json
@@ -140,6 +140,10 @@ class DistillConfig:
     """Stage 1. The defaults are the paper's, but for the length, which depends on the data.
 
     ``warmup`` is a fraction of all steps (the paper: 2 of 30 epochs). ``clip`` 0 means no gradient clipping.
+
+    ``crops`` shows the student other pixels than those that are stored, new ones in every epoch: ``fresh`` draws
+    ``data.distill.view`` from the images themselves and stores none, which takes live teachers, as published;
+    a ``random_resized_crop`` is cut from the stored views, and cached targets from their maps by the same box.
     """
 
     steps: int | None = None
@@ -154,9 +158,11 @@ class DistillConfig:
     loss: Literal["cos+l1", "cos", "l2"] = "cos+l1"
     cosine: Literal["image", "token"] = "image"
     targets: Targets = "cached"
+    crops: Literal["fresh"] | ViewSpec | None = None
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
+        live_crops(self.crops, targets=self.targets)
         one_length("distill", self.steps, self.epochs)
         positive("distill", {"batch": self.batch, "lr": self.lr})
         not_negative("distill", {"weight_decay": self.weight_decay, "clip": self.clip})
@@ -280,6 +286,10 @@ class Study:
             raise ValueError("distill needs data.distill: which images, which views")
         if self.distill and not self.student_teachers:
             raise ValueError("distill needs at least one teacher under teachers:")
+        if self.distill and self.distill.crops == "fresh" and self.data.distill != self.fresh_data:
+            raise ValueError(
+                "distill.crops: fresh stores no views, so data.distill.views and on_error mean nothing; drop them"
+            )
         if self.finetune and not self.data.finetune:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
         for stage, data in (("distill", self.data.distill), ("finetune", self.data.finetune)):
@@ -288,6 +298,21 @@ class Study:
                     f"data.eval.source and data.{stage}.source are the same images ({data.source.name}, split"
                     f" {data.source.split}), but scores need held-out ones; give eval another split, root or seed"
                 )
+
+    @property
+    def fresh_data(self) -> DataConfig | None:
+        """``data.distill`` without what only stored views have."""
+        data = self.data.distill
+        return None if data is None else dataclasses.replace(data, views=1, on_error="stop")
+
+    @property
+    def trained_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the images that each stage trains on, in order."""
+        crops = self.distill.crops if self.distill else None
+        first = crops if isinstance(crops, ViewSpec) else self.data.distill and self.data.distill.view
+        second = self.data.finetune and self.data.finetune.view
+        views = (self.distill and first, self.finetune and second)
+        return tuple(view.size for view in views if view)
 
     @property
     def student_teachers(self) -> tuple[str, ...]:

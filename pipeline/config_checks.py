@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["fraction", "not_negative", "one_length", "positive", "rates"]
+from pipeline.views import ViewSpec
+
+__all__ = ["fraction", "live_crops", "not_negative", "one_length", "positive", "rates"]
 
 
 def positive(owner: str, values: dict[str, float | None]) -> None:
@@ -59,3 +61,26 @@ def one_length(owner: str, steps: int | None, epochs: float | None) -> None:
     if (steps is None) == (epochs is None):
         raise ValueError(f"{owner}: give exactly one of steps and epochs, got steps={steps} epochs={epochs}")
     positive(owner, {"steps": steps, "epochs": epochs})
+
+
+def live_crops(crops: str | ViewSpec | None, *, targets: str) -> None:
+    """Refuse crops that the targets cannot follow.
+
+    Raises:
+        ValueError: Fresh crops without live teachers; crops of another kind, or recoloured ones of stored maps.
+    """
+    if crops is None:
+        return
+    if not isinstance(crops, ViewSpec):
+        if targets != "online":
+            raise ValueError(
+                "distill.crops: fresh views are stored nowhere, so only live teachers know them; set targets to online,"
+                " or store as many views as there are epochs (data.distill.views)"
+            )
+        return
+    if crops.kind != "random_resized_crop":
+        raise ValueError(f"distill.crops.kind: expected random_resized_crop, got {crops.kind}")
+    if crops.photometric and targets == "cached":
+        raise ValueError(
+            "distill.crops.photometric: no stored map can follow new colours; drop it, or store such views"
+        )

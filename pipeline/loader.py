@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.images.sample import ImageSample
+from pipeline.live_views import LiveViews
 from pipeline.pixels import decode_sample
 from pipeline.targets import Encoded, TargetSource
 from pipeline.tensors import to_tensors
@@ -48,16 +49,19 @@ class Batch(NamedTuple):
     encoded: Encoded
 
 
-def load_samples(view_set: ViewSet, rows: Sequence[int], /, *, tasks: Sequence[str]) -> list[ImageSample]:
-    """Decode rows of a view set, in the order asked for."""
+def load_samples(view_set: ViewSet | LiveViews, rows: Sequence[int], /, *, tasks: Sequence[str]) -> list[ImageSample]:
+    """Decode (or draw) rows of a view set, in the order asked for."""
+    if isinstance(view_set, LiveViews):
+        assert not tasks, "live views have no labels"
+        return view_set.load(rows)
     return [decode_sample(row.files, key=row.key, tasks=tasks) for row in view_set.read_rows(rows)]
 
 
 @dataclass(slots=True)
 class _Samples:
-    """Decoded samples kept in memory up to a bound, because small sets are read many times."""
+    """Decoded samples kept in memory up to a bound, because small sets are read many times; live views are not."""
 
-    view_set: ViewSet
+    view_set: ViewSet | LiveViews
     tasks: tuple[str, ...]
     kept: dict[int, ImageSample]
     nbytes: int = 0
@@ -67,7 +71,7 @@ class _Samples:
         fresh = dict(zip(absent, load_samples(self.view_set, absent, tasks=self.tasks), strict=True)) if absent else {}
         for row, sample in fresh.items():
             size = sample.image.nbytes + sum(label.nbytes for label in sample.labels.values())
-            if self.nbytes + size <= _KEEP_BYTES:
+            if self.nbytes + size <= _KEEP_BYTES and isinstance(self.view_set, ViewSet):
                 self.kept[row] = sample
                 self.nbytes += size
         return [fresh[row] if row in fresh else self.kept[row] for row in rows]
@@ -77,7 +81,7 @@ class Loader:
     """Batches of a view set and any targets over it.
 
     Args:
-        view_set: Complete view set.
+        view_set: Complete view set, or one that is drawn as it is read.
         batch: Rows a step.
         seed: Of the order.
         tasks: Label maps to decode; empty for none.
@@ -89,7 +93,7 @@ class Loader:
 
     def __init__(
         self,
-        view_set: ViewSet,
+        view_set: ViewSet | LiveViews,
         *,
         batch: int,
         seed: int,
@@ -105,15 +109,16 @@ class Loader:
         self._mask[self._usable] = True
         self._cycle: tuple[int, NDArray[np.int64]] = (-1, self._usable)
         self._announced: set[int] = set()
-        self.steps_per_cycle = len(self._usable) // batch
+        fewest = int(self._mask.reshape(view_set.spec.views, -1).sum(1).min())  # of all views: cycles are equally long
+        self.steps_per_cycle = fewest // batch
         if self.steps_per_cycle == 0:
             raise DataError(
-                f"view set {view_set.name}: {len(self._usable)} usable rows are fewer than one batch of {batch};"
-                " lower the batch or add images or views"
+                f"view set {view_set.name}: {fewest} usable rows of a view are fewer than one batch of {batch};"
+                " lower the batch or add images"
             )
 
     def rows(self, step: int, /) -> NDArray[np.int64]:
-        """Rows of a step: a pure function of (seed, step). One cycle visits every row at most once."""
+        """Rows of a step: a pure function of (seed, step). One cycle visits every row of one view at most once."""
         cycle, index = divmod(step, self.steps_per_cycle)
         if self._cycle[0] != cycle:
             order = epoch_rows(self._view_set.spec, seed=self._seed, epoch=cycle, window=_WINDOW)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pipeline.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from pipeline.config import TrackConfig
 from pipeline.errors import Interrupted, PipelineError
+from pipeline.live_views import LiveViews
 from pipeline.loader import Batch, Loader
 from pipeline.runtime import autocast
 from pipeline.tracking import CONSOLE, MetricsLog, ProgressBar, progress_bar
@@ -33,7 +34,7 @@ __all__ = ["TRAINING", "Interrupted", "TrainPlan", "length_line", "steps_of", "t
 # Raise it whenever the same configuration, views and targets would train to other weights: a change of the networks,
 # their start, the losses, the schedules, the order of rows or the optimiser. Stages that older code finished are then
 # made anew, not taken for results of this code.
-TRAINING = 1
+TRAINING = 2
 
 
 class LossFunction(Protocol):
@@ -72,7 +73,7 @@ def steps_of(steps: int | None, epochs: float | None, /, *, images: int, batch: 
     return max(1, round(epochs * images / batch))
 
 
-def length_line(view_set: ViewSet, /, *, steps: int, batch: int) -> str:
+def length_line(view_set: ViewSet | LiveViews, /, *, steps: int, batch: int) -> str:
     """The batch arithmetic of a stage, for a person to check."""
     spec, rows = view_set.spec, steps * batch
     epochs = f"{rows / spec.images:.1f} epochs of {spec.images} images x {spec.views} views"

@@ -21,10 +21,10 @@ class Need(NamedTuple):
 
 
 def needs(study: Study, /) -> tuple[Need, ...]:
-    """What a study must find in the store; teachers that run online are not among it."""
+    """What a study must find in the store; teachers that run online are not among it, nor views drawn afresh."""
     found, scored = [], study.scored
     teachers = {name: study.codec(name) for name in study.student_teachers}
-    if study.distill and study.data.distill:
+    if study.distill and study.data.distill and study.distill.crops != "fresh":
         stored = teachers if study.distill.targets == "cached" else {}
         found.append(Need("distill", study.data.distill, False, stored))
     if study.finetune and study.data.finetune:

@@ -93,8 +93,11 @@ def _open(data: DataConfig | None) -> ImageSource | None:
 
 
 def _sources(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
-    for need in needs(study):
-        yield from _trial(partial(cached_source, need.data.source), key=f"data.{need.purpose}.source:")
+    used = {need.purpose: need.data for need in needs(study)}
+    if study.distill and study.data.distill:  # also where its views are drawn afresh, so that none are stored
+        used["distill"] = study.data.distill
+    for purpose, data in used.items():
+        yield from _trial(partial(cached_source, data.source), key=f"data.{purpose}.source:")
 
 
 def _targets(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
@@ -111,9 +114,9 @@ def _batches(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
         ("finetune", study.finetune, study.data.finetune),
     ):
         source = _open(data) if config else None
-        if config and data and source and len(source.keys()) * data.views < config.batch:
-            rows = f"{len(source.keys())} images x {data.views} views"
-            yield f"{stage}.batch: data.{stage} has {rows}, fewer than one batch of {config.batch}; lower the batch"
+        if config and data and source and len(source.keys()) < config.batch:
+            images = f"{len(source.keys())} images"
+            yield f"{stage}.batch: data.{stage} has {images}, fewer than one batch of {config.batch}; lower the batch"
 
 
 def _tasks(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
@@ -136,9 +139,7 @@ def _students(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
     path = study.student.checkpoint
     if path and not Path(path).is_file():
         yield f"student.checkpoint: expected a file, found none at {path}; check the path"
-    stage2 = study.data.finetune if study.finetune else None
-    sizes = {data.view.size for data in (study.data.distill if study.distill else None, stage2) if data}
-    for size in sorted(sizes):
+    for size in sorted({*study.trained_sizes}):
         yield from _trial(partial(_build, study, size), key="student:")
 
 
@@ -152,13 +153,12 @@ def _build(study: Study, size: tuple[int, int]) -> None:
 def _evaluation(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
     if "eval" not in stages:
         return
-    trained = study.data.finetune if study.finetune else study.data.distill if study.distill else None
-    if trained is None:
+    if not study.trained_sizes:
         yield "eval needs a trained student: give the recipe distill, finetune or both"
     if study.data.eval is None:
         yield "eval needs data.eval: images (with labels, to score tasks) and their views"
-    elif trained and trained.view.size != study.data.eval.view.size:
+    elif study.trained_sizes and study.trained_sizes[-1] != study.data.eval.view.size:
         yield (
-            f"data.eval.view.size: expected {trained.view.size}, the size that the student is trained on, got"
+            f"data.eval.view.size: expected {study.trained_sizes[-1]}, the size that the student is trained on, got"
             f" {study.data.eval.view.size}"
         )

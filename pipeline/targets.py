@@ -32,6 +32,7 @@ __all__ = [
     "Encoded",
     "OnlineTargets",
     "TargetSource",
+    "Targets",
     "codec_label",
     "find_column",
     "find_columns",

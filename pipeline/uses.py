@@ -7,7 +7,7 @@ store has changed under it: half a training on one set of features and half on a
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +30,18 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def record_uses(
-    study: Study, stage: StageDir, /, *, view_set: ViewSet, targets: TargetSource | None, after: StageDir | None = None
+    study: Study,
+    stage: StageDir,
+    /,
+    *,
+    view_set: ViewSet | None,
+    targets: TargetSource | None,
+    after: StageDir | None = None,
 ) -> dict[str, object]:
     """Record what a stage is about to read; to be called in its ``work``, before anything is read.
 
     Args:
+        view_set: ``None`` for images that are not read from the store.
         after: The stage that this one continues.
 
     Returns:
@@ -44,12 +51,14 @@ def record_uses(
         StoreError: The stage, or the one it continues, read other bytes than the store holds now.
         PipelineError: A record in a stage's folder is damaged.
     """
+    items: list[ViewSet | Column] = [*([view_set] if view_set else []), *(targets.columns if targets else ())]
+    if not items:
+        return {}
     store = Store.open(study.store)
     for folder in [stage.path, *([after.path] if after else [])]:
         before = _recorded(folder / USES_FILE)
         if before is not None:
             check_commits(store, before.commits, where=str(folder))
-    items: Iterable[ViewSet | Column] = (view_set, *(targets.columns if targets else ()))
     use = make_use(store, experiment=stage.path.name, folder=str(stage.path.absolute()), items=items)
     try:
         save_use(store, use)

@@ -18,9 +18,9 @@ from typing import NamedTuple
 from pipeline.config import DataConfig, SourceConfig, Study
 from pipeline.errors import BadImageError, NotDoneError, PipelineError
 from pipeline.images.registry import SourceRequest, open_source
-from pipeline.images.sample import ImageSource
+from pipeline.images.sample import ImageSample, ImageSource
 from pipeline.pixels import encode_sample
-from pipeline.views import apply_view, draw_view
+from pipeline.views import ViewDraw, apply_view, draw_view
 from store.commits import CommitLog
 from store.costs import Spent
 from store.errors import StoreError
@@ -32,10 +32,12 @@ from store.viewset import ViewSet
 
 __all__ = [
     "VIEWS",
+    "Drawn",
     "Remade",
     "cached_source",
     "complete_views",
     "draw_rows",
+    "draw_sample",
     "end_with_parent",
     "make_part",
     "record_digest",
@@ -173,12 +175,12 @@ def draw_rows(data: DataConfig, spec: ViewSetSpec, /, *, numbers: Sequence[int])
     Raises:
         BadImageError: As ``make_part``.
     """
-    source, keys = cached_source(data.source), cached_source(data.source).keys()
+    keys = cached_source(data.source).keys()
     where = row_samples(spec, rows=list(numbers))
     rows = []
     for row, image, view in zip(numbers, where.image.tolist(), where.view.tolist(), strict=True):
         try:
-            rows.append(_row(source, data, spec, row=row, image=image, view=view))
+            rows.append(_row(data, spec, row=row, image=image, view=view))
         except BadImageError as error:
             if data.on_error == "stop":
                 raise BadImageError(f"{error}; mend or remove it, or set on_error: skip to leave it out") from error
@@ -207,11 +209,26 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="sak-parent-watch", daemon=True).start()
 
 
-def _row(source: ImageSource, data: DataConfig, spec: ViewSetSpec, *, row: int, image: int, view: int) -> ViewRow:
+class Drawn(NamedTuple):
+    """One view of an image, and how it was cut."""
+
+    sample: ImageSample
+    draw: ViewDraw
+
+
+def draw_sample(data: DataConfig, spec: ViewSetSpec, /, *, image: int, view: int) -> Drawn:
+    """Draw one view of one image of the source.
+
+    Raises:
+        BadImageError: The image cannot be decoded.
+    """
     # A multitask crop is chosen by the labels it holds, so it reads them even where none are kept.
-    sample = source.read(image, labels=bool(spec.tasks) or data.view.kind == "multitask")
+    labels = bool(spec.tasks) or data.view.kind == "multitask"
+    sample = cached_source(data.source).read(image, labels=labels)
     draw = draw_view(data.view, seed=spec.seed, key=sample.key, view=view, sample=sample)
-    seen = apply_view(draw, sample if spec.tasks else dataclasses.replace(sample, labels={}))
-    return ViewRow(
-        row=row, key=sample.key, view=view, files=encode_sample(seen), draw=draw.to_dict(), label=sample.label
-    )
+    return Drawn(apply_view(draw, sample if spec.tasks else dataclasses.replace(sample, labels={})), draw)
+
+
+def _row(data: DataConfig, spec: ViewSetSpec, *, row: int, image: int, view: int) -> ViewRow:
+    seen, draw = draw_sample(data, spec, image=image, view=view)
+    return ViewRow(row=row, key=seen.key, view=view, files=encode_sample(seen), draw=draw.to_dict(), label=seen.label)

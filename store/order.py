@@ -49,19 +49,21 @@ def row_samples(spec: ViewSetSpec, /, *, rows: Sequence[int] | NDArray[np.int64]
 
 
 def epoch_rows(spec: ViewSetSpec, /, *, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
-    """Order in which one epoch visits all rows: shards permuted, then rows permuted in each window of shards.
+    """Order in which one epoch visits the rows of one view: shards permuted, then rows in each window of shards.
 
-    At any moment only ``window`` shards are being read, however large the store is.
+    Epoch ``e`` visits view ``e % views``: every image once, as in training without a store, and images in the same
+    order however many views there are. At any moment only ``window`` shards are being read, however large the store is.
 
     Shapes:
-        returns: ``(rows,)``, a permutation of ``0 .. rows - 1``.
+        returns: ``(images,)``, a permutation of the view's rows.
 
     Raises:
         FormatError: ``window`` is less than 1.
     """
     if window < 1:
         raise FormatError(f"epoch order: expected window >= 1, got {window}")
-    shards = _permutation(spec.parts, "shards", seed, epoch).tolist()
+    view = epoch % spec.views
+    shards = (view * spec.parts_per_view + _permutation(spec.parts_per_view, "shards", seed, epoch)).tolist()
     windows = []
     for first in range(0, len(shards), window):
         blocks = map(spec.part_rows, shards[first : first + window])

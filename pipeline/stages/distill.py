@@ -8,16 +8,17 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.config import DistillConfig, Study
+from pipeline.feature_crop import seen_targets
 from pipeline.identity import distill_dir
+from pipeline.live_views import seen_views
 from pipeline.loader import Batch, Loader
 from pipeline.loop import TrainPlan, length_line, steps_of, train
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir
 from pipeline.students import Normalise, make_student, student_spec
-from pipeline.targets import target_source
 from pipeline.tracking import CONSOLE
 from pipeline.uses import record_uses
-from pipeline.viewsets import complete_views, view_size
+from pipeline.viewsets import cached_source, complete_views, view_size
 from sak.losses.distill import distill_loss
 from sak.schedules import warmup_cosine
 from sak.student.model import parameter_counts
@@ -45,12 +46,13 @@ def distill(study: Study, out: Path, /, *, label: str) -> StageDir:
         CONSOLE.print(f"{label}: distill is done ({stage.path}), skipped")
         return stage
     device = pick_device(study.device)
-    view_set = complete_views(study, data, labels=False)
-    targets = target_source(study, view_set, kind=config.targets, device=device)
+    steps = steps_of(config.steps, config.epochs, images=len(cached_source(data.source).keys()), batch=config.batch)
+    stored = None if config.crops == "fresh" else complete_views(study, data, labels=False)
+    view_set = seen_views(config, data, stored, steps=steps)
+    targets = seen_targets(study, stored, view_set, device=device)
     spec = student_spec(study.student, image_size=view_size(view_set.spec), widths=targets.widths, tasks={})
     student = make_student(study.student, spec, seed=study.seed, load_stem=True).to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed, targets=targets, device=device)
-    steps = steps_of(config.steps, config.epochs, images=view_set.spec.images, batch=config.batch)
     plan = _plan(study, config, student.parameters(), steps=steps)
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
 
@@ -59,17 +61,17 @@ def distill(study: Study, out: Path, /, *, label: str) -> StageDir:
         wanted = targets.targets(batch.encoded, batch.pixels)
         return distill_loss(wanted, aligned, config.loss, cosine=config.cosine)
 
-    images = steps * config.batch
     CONSOLE.print(
         f"{label}: distill {length_line(view_set, steps=steps, batch=config.batch)}; {config.targets} targets"
     )
     with stage.work(device=device) as record:
-        record |= record_uses(study, stage, view_set=view_set, targets=targets)
+        record |= record_uses(study, stage, view_set=stored, targets=targets)
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: distill")
         state = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
         save_weights(stage.path / "student.safetensors", state, metadata={"stage": "distill"})
+        images = steps * config.batch
         record |= {"spec": spec.to_dict(), "steps": steps, "images": images, "parameters": parameter_counts(student)}
     return stage
 

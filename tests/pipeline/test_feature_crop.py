@@ -39,7 +39,7 @@ def draw_of(kind: str, view: int, *, flip: float | None = None) -> ViewDraw:
 @given(view=st.integers(0, 10**6))
 def test_a_crop_of_a_linear_map_is_exact_away_from_the_border(view: int) -> None:
     draw = draw_of("random_resized_crop", view)
-    (crop,) = crop_maps([ramp(height=24, width=24)], [draw])
+    (crop,) = crop_maps([ramp(height=24, width=24)], crop_boxes([draw]))
     box = draw.box
     place = ramp(height=24, width=24)
     place = place.flip(-1) if draw.flip else place

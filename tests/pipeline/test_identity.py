@@ -47,6 +47,7 @@ RELEVANT = [
     "distill.cosine=token",
     "distill.precision=bf16",
     "distill.targets=online",
+    "distill.crops={kind: random_resized_crop, size: 32}",
 ]
 
 

@@ -110,7 +110,7 @@ def test_cycles_and_seeds_differ() -> None:
 
 def test_fewer_rows_than_a_batch_is_said(tmp_path: Path) -> None:
     view_set = make_views(tmp_path / "store", images=5, bad=frozenset({1, 2}))
-    with pytest.raises(DataError, match="3 usable rows are fewer than one batch of 4"):
+    with pytest.raises(DataError, match="3 usable rows of a view are fewer than one batch of 4"):
         Loader(view_set, batch=4, seed=0)
 
 

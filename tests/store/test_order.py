@@ -16,10 +16,20 @@ SPECS = st.builds(view_spec, images=st.integers(1, 40), views=st.integers(1, 5),
 
 
 @given(spec=SPECS, seed=st.integers(), epoch=st.integers(0, 99), window=SMALL)
-def test_an_epoch_visits_every_row_once(spec: ViewSetSpec, seed: int, epoch: int, window: int):
+def test_an_epoch_visits_every_row_of_its_view_once(spec: ViewSetSpec, seed: int, epoch: int, window: int):
     order = epoch_rows(spec, seed=seed, epoch=epoch, window=window)
     assert order.dtype == np.int64
-    assert sorted(order.tolist()) == list(range(spec.rows))
+    first = epoch % spec.views * spec.images
+    assert sorted(order.tolist()) == list(range(first, first + spec.images))
+
+
+@given(spec=SPECS, views=st.integers(1, 5), seed=st.integers(), epoch=st.integers(0, 99), window=SMALL)
+def test_the_order_of_images_does_not_depend_on_how_many_views_there_are(
+    spec: ViewSetSpec, views: int, seed: int, epoch: int, window: int
+):
+    one = epoch_rows(spec, seed=seed, epoch=epoch, window=window)
+    other = epoch_rows(spec.with_views(views), seed=seed, epoch=epoch, window=window)
+    np.testing.assert_array_equal(one % spec.images, other % spec.images)
 
 
 @given(spec=SPECS, seed=st.integers(), window=SMALL)

@@ -1,0 +1,135 @@
+"""View sets that are drawn as they are read: a new view of every image in every epoch, none of them stored.
+
+Their rows are those of a stored view set with a view for each epoch, to the last pixel: the loader's order, a resumed
+run and a store that holds these views all mean the same by a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import DataConfig, DistillConfig
+from pipeline.images.sample import ImageSample
+from pipeline.pixels import decode_sample
+from pipeline.views import ViewDraw, ViewSpec, apply_view, draw_view
+from pipeline.viewsets import cached_source, draw_sample, view_set_spec
+from store.order import row_samples
+from store.spec import ViewSetSpec
+from store.viewset import ViewSet
+
+__all__ = ["CroppedViews", "FreshViews", "LiveViews", "seen_views"]
+
+
+class FreshViews:
+    """Views drawn from the images themselves.
+
+    Args:
+        data: What would be stored, as for extraction.
+        epochs: How many views there are to draw of each image.
+    """
+
+    def __init__(self, data: DataConfig, *, epochs: int) -> None:
+        self._data = data
+        self.spec = view_set_spec(data, labels=False).with_views(epochs)
+
+    @property
+    def name(self) -> str:
+        """That of the view set that would hold these views."""
+        return self.spec.name
+
+    def usable_rows(self) -> NDArray[np.int64]:
+        """All rows: that an image cannot be used shows when it is read. Shape ``(rows,)``."""
+        return np.arange(self.spec.rows, dtype=np.int64)
+
+    def load(self, rows: Sequence[int], /) -> list[ImageSample]:
+        """Draw rows, in the order asked for.
+
+        Raises:
+            BadImageError: An image cannot be decoded.
+        """
+        where = row_samples(self.spec, rows=list(rows))
+        pairs = zip(where.image.tolist(), where.view.tolist(), strict=True)
+        return [draw_sample(self._data, self.spec, image=image, view=view).sample for image, view in pairs]
+
+
+class CroppedViews:
+    """Crops of stored views: in epoch ``e`` those of view ``e`` of the store, or of ``e % K`` where it has K.
+
+    Args:
+        stored: Complete view set.
+        crops: How to crop, scale and mirror its images.
+        epochs: How many crops there are to draw of each image.
+    """
+
+    def __init__(self, stored: ViewSet, crops: ViewSpec, *, epochs: int) -> None:
+        self._stored, self._crops = stored, crops
+        size = {"size": list(crops.size)}  # what a student is built for
+        self.spec: ViewSetSpec = dataclasses.replace(stored.spec, views=epochs, view={**stored.spec.view, **size})
+
+    @property
+    def name(self) -> str:
+        """That of the stored view set."""
+        return self._stored.name
+
+    def usable_rows(self) -> NDArray[np.int64]:
+        """Rows whose stored view has an image; shape ``(rows,)``."""
+        rows_N = np.arange(self.spec.rows, dtype=np.int64)
+        return rows_N[np.isin(self.stored_rows(rows_N), self._stored.usable_rows())]
+
+    def stored_rows(self, rows: Sequence[int] | NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Row of the stored view set that each row is a crop of."""
+        return np.asarray(rows, dtype=np.int64) % self._stored.spec.rows
+
+    def stored_parts(self, parts: Sequence[int], /) -> list[int]:
+        """Parts of the stored view set that these parts are crops of, each once."""
+        return list(dict.fromkeys(part % self._stored.spec.parts for part in parts))
+
+    def draws(self, rows: Sequence[int] | NDArray[np.int64], /) -> list[ViewDraw]:
+        """What is cut from each row's stored view; reads the index and no image."""
+        height, width = self._stored.spec.view["size"]
+        blank = np.broadcast_to(np.uint8(0), (height, width, 3))
+        stored = self.stored_rows(rows).tolist()
+        parts = self._stored.spec.parts_of(stored).tolist()
+        keys = [self._key(part, row) for part, row in zip(parts, stored, strict=True)]
+        return [self._draw(row, ImageSample(key=key, image=blank)) for row, key in zip(rows, keys, strict=True)]
+
+    def load(self, rows: Sequence[int], /) -> list[ImageSample]:
+        """Cut rows from their stored views, in the order asked for.
+
+        Raises:
+            StoreError: A stored row is not as it was committed.
+        """
+        found = self._stored.read_rows(self.stored_rows(rows))
+        whole = [decode_sample(row.files, key=row.key, tasks=()) for row in found]
+        return [apply_view(self._draw(row, sample), sample) for row, sample in zip(rows, whole, strict=True)]
+
+    def _key(self, part: int, row: int) -> str:
+        return self._stored.keys(part)[row - self._stored.spec.part_rows(part).start]
+
+    def _draw(self, row: int, sample: ImageSample) -> ViewDraw:
+        epoch = int(row) // self.spec.images
+        return draw_view(self._crops, seed=self.spec.seed, key=sample.key, view=epoch, sample=sample)
+
+
+LiveViews = FreshViews | CroppedViews
+
+
+def seen_views(
+    config: DistillConfig, data: DataConfig, stored: ViewSet | None, /, *, steps: int
+) -> ViewSet | LiveViews:
+    """What a student sees in stage 1: stored views, crops of them, or new views of the images where none are stored."""
+    if stored is not None and not isinstance(config.crops, ViewSpec):
+        return stored
+    usable = len(cached_source(data.source).keys())
+    if stored is not None:
+        usable = int(np.bincount(stored.usable_rows() // stored.spec.images, minlength=stored.spec.views).min())
+    epochs = math.ceil(steps / max(usable // config.batch, 1))  # the loader leaves out an epoch's last, short batch
+    if stored is None:
+        return FreshViews(data, epochs=epochs)
+    assert isinstance(config.crops, ViewSpec)
+    return CroppedViews(stored, config.crops, epochs=epochs)
