@@ -109,7 +109,7 @@ class CroppedViews:
         return [apply_view(self._draw(row, sample), sample) for row, sample in zip(rows, whole, strict=True)]
 
     def _key(self, part: int, row: int) -> str:
-        return self._stored.keys(part)[row - self._stored.spec.part_rows(part).start]
+        return self._stored.index(part)[row - self._stored.spec.part_rows(part).start].key
 
     def _draw(self, row: int, sample: ImageSample) -> ViewDraw:
         epoch = int(row) // self.spec.images

@@ -57,10 +57,10 @@ def loader_threads() -> list[threading.Thread]:
 class _Stub:
     """As much of a view set as the order of rows depends on."""
 
-    def __init__(self, rows: int, per_shard: int, usable: NDArray[np.int64]) -> None:
+    def __init__(self, rows: int, per_shard: int, usable: NDArray[np.int64], *, views: int = 1) -> None:
         self.name = "stub"
         self.spec = ViewSetSpec(
-            name="stub", source={}, view={"size": [8, 8]}, images=rows, views=1, rows_per_shard=per_shard,
+            name="stub", source={}, view={"size": [8, 8]}, images=rows, views=views, rows_per_shard=per_shard,
             order_seed=0, seed=0, dataset="", tasks=(),
         )  # fmt: skip
         self._usable = usable
@@ -99,6 +99,17 @@ def test_rows_are_a_function_of_seed_and_step(stub: tuple[Any, int], seed: int, 
     one = Loader(view_set, batch=batch, seed=seed)
     for step in asked:  # in any order, in any process
         assert np.array_equal(one.rows(step), Loader(view_set, batch=batch, seed=seed).rows(step))
+
+
+def test_a_cycle_is_one_view_and_all_are_as_long_as_the_one_with_fewest_rows() -> None:
+    usable = np.setdiff1d(np.arange(30), [10, 11, 12, 25])  # 10, 7 and 9 rows of three views
+    loader = Loader(_Stub(10, 4, usable, views=3), batch=2, seed=0)  # type: ignore[arg-type]
+    assert loader.steps_per_cycle == 3
+    for step in range(24):
+        rows = loader.rows(step)
+        assert len(rows) == 2
+        assert {*(rows // 10).tolist()} == {step // 3 % 3}
+        assert {*rows.tolist()} <= {*usable.tolist()}
 
 
 def test_cycles_and_seeds_differ() -> None:
