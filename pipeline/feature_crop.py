@@ -88,7 +88,7 @@ class CroppedTargets:
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
         """Decode whole maps on the device, and cut the boxes from them there."""
         (found,) = encoded[_BOXES]
-        boxes = Boxes(*(found[name].to(pixels_BCHW.device, non_blocking=True) for name in Boxes._fields))
+        boxes = Boxes(found["boxes_B4"], found["flips_B"])
         whole = {name: levels for name, levels in encoded.items() if name != _BOXES}
         return {name: crop_maps(maps, boxes) for name, maps in self._stored.targets(whole, pixels_BCHW).items()}
 

@@ -80,7 +80,6 @@ def crop_map(feat_BCHW: Tensor, boxes_B4: Tensor, size: tuple[int, int], /, *, f
     Raises:
         SakError: Not one box within the image for every map.
     """
-    boxes_B4 = boxes_B4.to(feat_BCHW)
     inside = boxes_B4.shape == (len(feat_BCHW), 4) and bool(
         (boxes_B4[:, :2] >= 0).all()
         and (boxes_B4[:, 2:] > 0).all()
@@ -91,8 +90,9 @@ def crop_map(feat_BCHW: Tensor, boxes_B4: Tensor, size: tuple[int, int], /, *, f
             f"crop_map: expected {len(feat_BCHW)} boxes of top, left, height, width within 0 to 1, got"
             f" {tuple(boxes_B4.shape)} {boxes_B4.flatten().tolist()[:8]}; divide by the image's height and width"
         )
+    boxes_B4 = boxes_B4.to(feat_BCHW, non_blocking=True)  # after the check: on a CPU it makes no device wait
     mirrored_B = torch.zeros(len(feat_BCHW), dtype=torch.bool) if flips_B is None else flips_B
-    sign_B = 1 - 2 * mirrored_B.to(feat_BCHW)
+    sign_B = 1 - 2 * mirrored_B.to(feat_BCHW, non_blocking=True)
     theta_B23 = feat_BCHW.new_zeros(len(feat_BCHW), 2, 3)
     theta_B23[:, 0, 0] = boxes_B4[:, 3] * sign_B
     theta_B23[:, 0, 2] = 2 * boxes_B4[:, 1] + boxes_B4[:, 3] - 1
