@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 
 from pipeline.config import DataConfig
-from pipeline.errors import DataError
+from pipeline.errors import TooManyBadError
 from store.errors import one_line
 from store.viewset import ViewSet
 
@@ -32,7 +32,7 @@ class BadRows:
         """``check``, unless that was done a moment ago: listing the parts takes requests.
 
         Raises:
-            DataError: As ``check``.
+            TooManyBadError: As ``check``.
         """
         if monotonic() - self._looked > _SECONDS:
             self.check()
@@ -41,7 +41,7 @@ class BadRows:
         """How many there are.
 
         Raises:
-            DataError: More than are allowed; the message counts them and gives the first reasons.
+            TooManyBadError: More than are allowed; the message counts them and gives the first reasons.
         """
         commits = self._view_set.commits
         new = [part for part in self._view_set.committed_parts() if part not in self._bad]
@@ -50,7 +50,7 @@ class BadRows:
         bad, rows = sum(self._bad.values()), self._view_set.spec.rows
         if bad > self._most * rows:
             reasons = "; ".join(self._reasons())
-            raise DataError(
+            raise TooManyBadError(
                 one_line(
                     f"views {self._view_set.name}: {bad} of {rows} rows have no image ({bad / rows:.2%}), max_bad is"
                     f" {self._most:.2%}; first: {reasons}; mend the data and discard these shards, or raise max_bad"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.maps import MapSource
-from pipeline.tracking import progress_bar
+from pipeline.tracking import ShowStep, progress_step
 from store.codecs.base import Codec, Fitter, LevelSpec
 from store.codecs.registry import CodecChoice, choose_codec, is_fitted, make_fitter
 from store.viewset import ViewSet
@@ -101,7 +101,7 @@ def share_sums(
 
 
 def fit_codecs(
-    fitters: Sequence[Fitter], batches: Replay | Sequence[Sequence[Tensor]], /, *, done: Callable[[int], None]
+    fitters: Sequence[Fitter], batches: Replay | Sequence[Sequence[Tensor]], /, *, done: Callable[[int], object]
 ) -> list[Codec]:
     """Show one sample to several fitters at once, each its own number of rows and passes.
 
@@ -139,9 +139,19 @@ def sample_rows(view_set: ViewSet, count: int, /) -> list[int]:
 
 
 def column_codec(
-    choice: CodecChoice, /, *, source: MapSource, view_set: ViewSet, levels: Sequence[LevelSpec], batch: int
+    choice: CodecChoice,
+    /,
+    *,
+    source: MapSource,
+    view_set: ViewSet,
+    levels: Sequence[LevelSpec],
+    batch: int,
+    show: ShowStep = progress_step,
 ) -> Codec:
     """The codec of a new column: as chosen, or fitted to the teacher's maps of the first view's first usable rows.
+
+    Args:
+        show: How the progress of a fit is shown.
 
     Raises:
         FormatError: The choice is refused.
@@ -152,8 +162,7 @@ def column_codec(
     fitter = make_fitter(choice, levels)
     chunks = in_batches(sample_rows(view_set, fitter.rows), batch)
     sample = Replay(len(chunks), make=lambda index: source.sample(view_set, chunks[index]))
-    with progress_bar("rows") as bar:
-        total = fitter.passes * sum(map(len, chunks))
-        shown = bar.add_task(f"fit codec of {source.spec.name}", total=total)
-        (codec,) = fit_codecs([fitter], sample, done=lambda count: bar.advance(shown, count))
+    total = fitter.passes * sum(map(len, chunks))
+    with show(f"fit codec of {source.spec.name}", total=total, unit="rows") as advance:
+        (codec,) = fit_codecs([fitter], sample, done=advance)
     return codec

@@ -27,12 +27,22 @@ from sak.teachers.spec import TeacherSpec
 from store.codecs.base import Codec, LevelSpec
 from store.codecs.registry import CodecChoice
 from store.column import Column
+from store.commits import PartCommit
 from store.costs import Spent
 from store.spec import ColumnSpec, ViewSetSpec
 from store.store import Store
 from store.viewset import ViewSet
 
-__all__ = ["EncodedPart", "PartPixels", "Wanted", "encode_part", "part_pixels", "settled_column", "write_part"]
+__all__ = [
+    "EncodedPart",
+    "PartPixels",
+    "Wanted",
+    "WrittenPart",
+    "encode_part",
+    "part_pixels",
+    "settled_column",
+    "write_part",
+]
 
 
 class Wanted(NamedTuple):
@@ -48,6 +58,13 @@ class PartPixels(NamedTuple):
     rows: range
     pixels: Tensor
     usable: Tensor
+
+
+class WrittenPart(NamedTuple):
+    """The record of a committed part, and the time spent on it."""
+
+    commit: PartCommit
+    spent: Spent
 
 
 class EncodedPart(NamedTuple):
@@ -140,7 +157,7 @@ def encode_part(
 
 def write_part(
     source: MapSource, column: Column, part: int, shown: PartPixels, /, *, batch: int, done: Callable[[int], object]
-) -> None:
+) -> WrittenPart:
     """Encode a teacher's maps of a part and commit them; ``done`` is told the rows of every batch.
 
     Raises:
@@ -149,7 +166,8 @@ def write_part(
     """
     made = encode_part(source, column.spec, shown, batch=batch, done=done)
     keys = column.view_set.keys(part)
-    column.write_part(part, made.levels, keys=keys, stats=made.stats, spent=made.spent)
+    commit = column.write_part(part, made.levels, keys=keys, stats=made.stats, spent=made.spent)
+    return WrittenPart(commit, made.spent)
 
 
 class _Encoded:

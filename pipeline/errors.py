@@ -14,6 +14,7 @@ __all__ = [
     "NotDoneError",
     "PipelineError",
     "RecipeError",
+    "TooManyBadError",
 ]
 
 
@@ -35,6 +36,10 @@ class NotDoneError(PipelineError):
 
 class DataError(PipelineError):
     """A data set, folder or file that is missing or malformed."""
+
+
+class TooManyBadError(DataError):
+    """More images cannot be used than the recipe allows; the message counts them and gives the first reasons."""
 
 
 class BadImageError(DataError):

@@ -7,12 +7,12 @@ speeds go to TensorBoard and to the progress shown.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 from rich.console import Console
 from rich.progress import (
@@ -26,12 +26,27 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline.pace import Pace, progress_line
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["CONSOLE", "MetricsLog", "ProgressBar", "progress_bar", "read_metrics"]
+__all__ = [
+    "CONSOLE",
+    "LINE_SECONDS",
+    "Advance",
+    "MetricsLog",
+    "ProgressBar",
+    "ShowStep",
+    "progress_bar",
+    "progress_step",
+    "read_metrics",
+]
 
-_LINE_SECONDS = 30.0
+Advance: TypeAlias = Callable[[int], object]
+
+LINE_SECONDS = 30.0
+"""Least time between two plain lines about one thing."""
 
 # No markup: paths and names may hold brackets. Lines are not folded: what a log is searched for must stay on one line.
 CONSOLE = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -49,8 +64,8 @@ class ProgressBar:
     def __init__(self, unit: str, /) -> None:
         self._unit = unit
         self._plain = not CONSOLE.is_terminal
-        self._started = self._printed = monotonic()
-        self._first = 0.0
+        self._printed = monotonic()
+        self._pace = Pace(self._printed)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -74,8 +89,8 @@ class ProgressBar:
 
     def add_task(self, label: str, *, total: int | None, completed: int = 0, note: str = "") -> TaskID:
         """Begin the task; rate and ETA count from here, not from what a run before this one did."""
-        self._started = self._printed = monotonic()
-        self._first = completed
+        self._printed = monotonic()
+        self._pace = Pace(self._printed, count=completed)
         return self._bar.add_task(label, total=total, completed=completed, note=note)
 
     def advance(self, task: TaskID, count: float = 1, *, note: str = "") -> None:
@@ -84,20 +99,16 @@ class ProgressBar:
 
     def update(self, task: TaskID, *, completed: float, total: int | None = None, note: str = "") -> None:
         """Set the count; ``note`` takes the place of the rate."""
-        spent = max(monotonic() - self._started, 1e-9)
-        rate = (completed - self._first) / spent
-        note = note or f"{rate:.3g} {self._unit}/s"
+        now = monotonic()
+        self._pace.reach(completed, now=now)
+        note = note or f"{self._pace.rate(now):.3g} {self._unit}/s"
         self._bar.update(task, completed=completed, total=total, note=note)
-        if self._plain and monotonic() - self._printed >= _LINE_SECONDS:
-            self._printed = monotonic()
-            self._print(task, note=note, rate=rate)
-
-    def _print(self, task: TaskID, *, note: str, rate: float) -> None:
-        now = self._task(task)
-        left = (now.total - now.completed) / rate if now.total and rate > 0 else None
-        count = f"{now.completed:.0f}/{now.total:.0f}" if now.total else f"{now.completed:.0f}"
-        eta = "" if left is None else f", ETA {timedelta(seconds=round(left))}"
-        CONSOLE.print(f"{now.description}: {count} {self._unit}, {note}{eta}")
+        if self._plain and now - self._printed >= LINE_SECONDS:
+            self._printed = now
+            about = self._task(task)
+            left = self._pace.left(about.total, now=now)
+            label, unit = about.description, self._unit
+            CONSOLE.print(progress_line(label, count=completed, total=about.total, unit=unit, note=note, left=left))
 
     def _task(self, task: TaskID) -> Task:
         return self._bar.tasks[self._bar.task_ids.index(task)]
@@ -106,6 +117,21 @@ class ProgressBar:
 def progress_bar(unit: str, /) -> ProgressBar:
     """A ``ProgressBar``: count, rate and ETA on standard error."""
     return ProgressBar(unit)
+
+
+@contextmanager
+def progress_step(label: str, /, *, total: int, unit: str) -> Iterator[Advance]:
+    """One task on a bar of its own; what it gives is told how many more are done."""
+    with progress_bar(unit) as bar:
+        shown = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(shown, count)
+
+
+class ShowStep(Protocol):
+    """How a step of some work is shown: as ``progress_step`` does, or inside a larger view."""
+
+    def __call__(self, label: str, /, *, total: int, unit: str) -> AbstractContextManager[Advance]:
+        """Show it while the context lasts."""
 
 
 class MetricsLog:

@@ -19,6 +19,7 @@ from pipeline.config import DataConfig, SourceConfig, Study
 from pipeline.errors import BadImageError, NotDoneError, PipelineError
 from pipeline.images.registry import SourceRequest, open_source
 from pipeline.images.sample import ImageSample, ImageSource
+from pipeline.part_report import OF_VIEWS, PartReport, bad_images, report_of
 from pipeline.pixels import encode_sample
 from pipeline.views import ViewDraw, apply_view, draw_view
 from store.commits import CommitLog
@@ -111,8 +112,8 @@ def complete_views(study: Study, data: DataConfig, /, *, labels: bool) -> ViewSe
     return view_set
 
 
-def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
-    """Make and commit one part of a view set; returns its number of rows.
+def make_part(root: str, name: str, part: int, data: DataConfig) -> PartReport:
+    """Make and commit one part of a view set.
 
     Raises:
         BadImageError: An image or label cannot be decoded and ``data.on_error`` is ``stop``. With ``skip`` the row is
@@ -121,8 +122,9 @@ def make_part(root: str, name: str, part: int, data: DataConfig) -> int:
     start = time.perf_counter()
     view_set = Store.open(root).view_set(name)
     rows = draw_rows(data, view_set.spec, numbers=view_set.spec.part_rows(part))
-    view_set.write_part(part, rows, spent=Spent(time.perf_counter() - start))
-    return len(rows)
+    spent = Spent(time.perf_counter() - start)
+    commit = view_set.write_part(part, rows, spent=spent)
+    return report_of(OF_VIEWS, part, commit, spent=spent, bad=bad_images(rows))
 
 
 def record_digest(log: CommitLog, part: int, /) -> str | None:

@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from pipeline.errors import PipelineError
 from sak.errors import SakError
 
-__all__ = ["Refused", "Terms", "anywhere", "attempt", "software"]
+__all__ = ["Outcome", "Refused", "Terms", "anywhere", "attempt", "software"]
 
 _PACKAGES = ("sak-distill", "torch", "timm", "numpy", "pillow")
 
@@ -36,26 +37,35 @@ class Refused(NamedTuple):
     error: PipelineError | SakError
 
 
-def attempt(terms: Terms, call: Callable[..., Any], before: object, /, *arguments: object) -> object:
+class Outcome(NamedTuple):
+    """What a task returned, or ``Refused``; the address of the worker that did it, and the seconds it took."""
+
+    value: object
+    worker: str
+    seconds: float
+
+
+def attempt(terms: Terms, call: Callable[..., Any], before: Outcome | None, /, *arguments: object) -> Outcome:
     """Do one task in a worker.
 
     Args:
         before: Result of the task that this one needs done first.
 
-    Returns:
-        What ``call`` returns, or ``Refused``.
-
     Raises:
         StoreError: The store could not be read or written, which another attempt may mend.
     """
-    if isinstance(before, Refused):
+    if before is not None and isinstance(before.value, Refused):
         return before
+    from distributed import get_worker  # which is here where there is a worker
+
+    start, value = time.monotonic(), None
     try:
         _check_software(terms.software)
         _set_threads(terms.threads)
-        return call(*arguments)
+        value = call(*arguments)
     except (PipelineError, SakError) as error:
-        return Refused(error)
+        value = Refused(error)
+    return Outcome(value, get_worker().address, time.monotonic() - start)
 
 
 @cache

@@ -16,13 +16,15 @@ import torch
 from pipeline.bad_rows import BadRows
 from pipeline.calibration import in_batches, sample_rows, shares
 from pipeline.cluster.attempt import anywhere
-from pipeline.cluster.dask_cluster import DaskCluster, Done, Job
+from pipeline.cluster.dask_cluster import DaskCluster
+from pipeline.cluster.flight import Done, Job
 from pipeline.cluster.work import FitShare, Place, Target, fit_share, make_columns, map_levels, target_of
 from pipeline.columns import Wanted, settled_column
 from pipeline.config import DataConfig
+from pipeline.extraction_progress import ExtractionProgress
 from pipeline.maps import exact_column, exact_maps
 from pipeline.targets import find_column
-from pipeline.tracking import CONSOLE, progress_bar
+from pipeline.tracking import CONSOLE
 from pipeline.viewsets import make_part
 from store.codecs.base import Codec, Fitter, LevelSpec
 from store.codecs.registry import choose_codec, is_fitted, make_fitter
@@ -40,19 +42,19 @@ class _Writer(NamedTuple):
 
 def extract_over(
     cluster: DaskCluster,
-    store: Store,
     view_set: ViewSet,
     /,
     *,
     data: DataConfig,
     wanted: Sequence[Wanted],
     place: Place,
+    progress: ExtractionProgress,
 ) -> bool:
     """Bring a view set and columns over it to done; whether anything was missing.
 
     Raises:
         BadImageError: A source image cannot be decoded (see ``on_error``).
-        DataError: More images than are allowed cannot be used.
+        TooManyBadError: More images than are allowed cannot be used.
         TeacherError: A teacher's weights are absent or do not fit.
         PipelineError: Workers died, or the scheduler went away.
         StoreError: The store is damaged or cannot be written.
@@ -60,36 +62,42 @@ def extract_over(
     place = place._replace(store=anywhere(place.store))
     if data.source.root is not None:
         data = dataclasses.replace(data, source=dataclasses.replace(data.source, root=anywhere(data.source.root)))
-    return _Extraction(cluster, store, view_set, data, place).run(wanted)
+    return _Extraction(cluster, view_set, data, place, progress).run(wanted)
 
 
 class _Extraction:
     def __init__(
-        self, cluster: DaskCluster, store: Store, view_set: ViewSet, data: DataConfig, place: Place, /
+        self,
+        cluster: DaskCluster,
+        view_set: ViewSet,
+        data: DataConfig,
+        place: Place,
+        progress: ExtractionProgress,
+        /,
     ) -> None:
-        self._cluster, self._store, self._view_set, self._data, self._place = cluster, store, view_set, data, place
+        self._cluster, self._view_set, self._data, self._place = cluster, view_set, data, place
+        self._store, self._progress = Store.open(place.store), progress
         self._bad_rows = BadRows(view_set, data)
 
     def run(self, wanted: Sequence[Wanted]) -> bool:
         """See ``extract_over``."""
         self._bad_rows.check()
-        if self._view_set.missing_parts() and any(map(self._has_exact, wanted)):
+        absent = self._view_set.missing_parts()
+        if absent:
+            self._progress.begin_views(self._view_set, missing=absent, engine="dask")
+        if absent and any(map(self._has_exact, wanted)):
             # What is made from an exact column is made over the images that that was made over.
-            absent = self._view_set.missing_parts()
-            total = sum(len(self._view_set.spec.part_rows(part)) for part in absent)
-            self._stream(([self._view_job(part)] for part in absent), f"views {self._view_set.name}", total)
+            self._stream([self._view_job(part)] for part in absent)
         writers = [writer for item in wanted if (writer := self._writer(item)) is not None]
         missing = frozenset(self._view_set.missing_parts())
         parts = sorted(missing.union(*(writer.missing for writer in writers)))
         if not parts:
-            return False
-        rows = self._view_set.spec.part_rows
-        total = sum(len(rows(part)) * ((part in missing) + sum(part in w.missing for w in writers)) for part in parts)
+            return bool(absent)
         names = ", ".join([*["views"] * bool(missing), *(writer.target.spec.name for writer in writers)])
         CONSOLE.print(
             f"extract {names} over {self._view_set.name}: {len(parts)} shards to make on {self._cluster.name}"
         )
-        self._stream((self._chain(part, part in missing, writers) for part in parts), f"extract {names}", total)
+        self._stream(self._chain(part, part in missing, writers) for part in parts)
         bad = self._bad_rows.check()
         if missing and bad:
             CONSOLE.print(
@@ -97,12 +105,11 @@ class _Extraction:
             )
         return True
 
-    def _stream(self, chains: Iterator[Sequence[Job]], label: str, total: int) -> None:
-        with progress_bar("rows") as bar:
-            shown = bar.add_task(label, total=total)
-            for done in self._cluster.stream(chains):
-                bar.advance(shown, done.result * _columns_of(done))
-                self._bad_rows.glance()
+    def _stream(self, chains: Iterator[Sequence[Job]]) -> None:
+        for done in self._cluster.stream(chains, idle=self._progress.tick):
+            for report in done.result if done.job.teacher else [done.result]:
+                self._progress.landed(report, worker=done.worker)
+            self._bad_rows.glance()
 
     def _chain(self, part: int, views: bool, writers: Sequence[_Writer]) -> list[Job]:
         """A part's view, if it is missing, and then its columns."""
@@ -135,7 +142,9 @@ class _Extraction:
             CONSOLE.print(f"extract {wanted.spec.name}: encoded from its exact column; the teacher is not loaded")
         fit = functools.partial(self._fitted, wanted, target, exact)
         column = settled_column(store, wanted, view_set=spec, fit=fit)
-        return _Writer(target._replace(column=column.name), frozenset(column.missing_parts()))
+        missing = frozenset(column.missing_parts())
+        self._progress.begin_column(column, missing=missing)
+        return _Writer(target._replace(column=column.name), missing)
 
     def _fitted(self, wanted: Wanted, target: Target, exact: Column | None) -> tuple[Sequence[LevelSpec], Codec]:
         if exact is not None:
@@ -146,7 +155,9 @@ class _Extraction:
         if not is_fitted(wanted.codec):
             return levels, choose_codec(wanted.codec)
         fitter = make_fitter(wanted.codec, levels)
-        return levels, self._fit(fitter, target, self._sample(fitter.rows))
+        rows = self._sample(fitter.rows)
+        with self._progress.fitting(wanted.spec.name, wanted.codec):
+            return levels, self._fit(fitter, target, rows)
 
     def _sample(self, count: int) -> list[int]:
         """The first usable rows, whose parts are made first."""
@@ -155,9 +166,7 @@ class _Extraction:
         while True:
             done = set(self._view_set.committed_parts())
             missing = [part for part in range(parts) if part not in done]
-            total = sum(len(spec.part_rows(part)) for part in missing)
-            if missing:
-                self._stream(([self._view_job(part)] for part in missing), f"views {spec.name}: sample", total)
+            self._stream([self._view_job(part)] for part in missing)
             rows = sample_rows(self._view_set, count)
             # Later parts may be there already, and earlier rows come first all the same.
             if parts == spec.parts_per_view or sum(row < spec.part_rows(parts - 1).stop for row in rows) >= count:
@@ -169,8 +178,7 @@ class _Extraction:
         token, batches = uuid.uuid4().hex, in_batches(rows, self._place.batch)
         count, homes = len(shares(len(batches))), self._cluster.homes()
         label = f"fit codec of {target.spec.name}"
-        with progress_bar("shares") as bar:
-            shown = bar.add_task(label, total=fitter.passes * count)
+        with self._progress.step(label, total=fitter.passes * count, unit="shares") as advance:
             for number in range(fitter.passes):
                 work = [
                     FitShare(self._place, target, token, batches, share, number + 1 == fitter.passes)
@@ -183,9 +191,9 @@ class _Extraction:
                     [Job(f"{label}, share {item.share}", fit_share, (item,), teacher=True, shared=state, home=home)]
                     for item, home in zip(work, near, strict=True)
                 ]
-                for done in _in_order(self._cluster.stream(jobs)):
+                for done in _in_order(self._cluster.stream(jobs, idle=self._progress.tick)):
                     fitter.merge(done.result)
-                    bar.advance(shown)
+                    advance(1)
                 fitter.end_pass()
         return fitter.codec()
 
@@ -199,8 +207,3 @@ def _in_order(found: Iterator[Done]) -> Iterator[Done]:
         while expected in early:
             yield early.pop(expected)
             expected += 1
-
-
-def _columns_of(done: Done) -> int:
-    """Over how many things a job made rows: itself a view, or several columns."""
-    return len(done.job.arguments[1]) if done.job.teacher else 1

@@ -20,6 +20,7 @@ from pipeline.calibration import Replay, share_sums, shares
 from pipeline.cluster.attempt import anywhere
 from pipeline.columns import part_pixels, write_part
 from pipeline.maps import LiveMaps, MapSource, StoredMaps
+from pipeline.part_report import PartReport, PartReports
 from pipeline.runtime import pick_device
 from sak.teachers.model import Teacher, load_teacher
 from sak.teachers.spec import TeacherSpec
@@ -85,11 +86,8 @@ def map_levels(place: Place, target: Target, /) -> tuple[LevelSpec, ...]:
     return _source(store, view_set, target, place).levels(view_set)
 
 
-def make_columns(place: Place, targets: Sequence[Target], part: int, /) -> int:
+def make_columns(place: Place, targets: Sequence[Target], part: int, /) -> list[PartReport]:
     """Make a part of several columns from one decode of its pixels; those that have it already are left alone.
-
-    Returns:
-        Rows of the part.
 
     Raises:
         TeacherError: As ``map_levels``.
@@ -98,17 +96,20 @@ def make_columns(place: Place, targets: Sequence[Target], part: int, /) -> int:
     store = Store.open(place.store)
     view_set = store.view_set(place.view_set, views=place.views)
     columns = [store.column(place.view_set, target.column, views=place.views) for target in targets]
-    todo = [
-        (_source(store, view_set, target, place, most=len(targets)), column)
-        for target, column in zip(targets, columns, strict=True)
-        if column.commits.find(part) is None
-    ]
+    reports, todo = PartReports(), []
+    for target, column in zip(targets, columns, strict=True):
+        standing = column.commits.find(part)
+        if standing is None:
+            todo.append((_source(store, view_set, target, place, most=len(targets)), column))
+        else:
+            reports.finished(target.spec.name, part, standing)
     if todo:
         read = any(source.reads_pixels for source, _ in todo)
         pixels = part_pixels(view_set, part, batch=place.batch, load=read)
         for source, column in todo:
-            write_part(source, column, part, pixels, batch=place.batch, done=lambda _: None)
-    return len(view_set.spec.part_rows(part))
+            commit, spent = write_part(source, column, part, pixels, batch=place.batch, done=lambda _: None)
+            reports.finished(source.spec.name, part, commit, spent=spent)
+    return reports.made
 
 
 def fit_share(work: FitShare, fitter: Fitter, /) -> Mapping[str, NDArray[np.float64]]:

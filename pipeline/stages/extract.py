@@ -21,13 +21,15 @@ from pipeline.cluster.dask_cluster import DaskCluster
 from pipeline.cluster.extraction import extract_over
 from pipeline.cluster.work import Place
 from pipeline.columns import Wanted, part_pixels, settled_column, write_part
-from pipeline.config import ExtractConfig, Study
+from pipeline.config import Study
+from pipeline.extraction_log import ExtractionLog
+from pipeline.extraction_progress import ExtractionProgress
 from pipeline.maps import MapSource, map_source
 from pipeline.needs import Need, needs
 from pipeline.pool import parts_done
 from pipeline.runtime import pick_device
 from pipeline.targets import find_column
-from pipeline.tracking import CONSOLE, progress_bar
+from pipeline.tracking import CONSOLE
 from pipeline.viewsets import make_part, view_set_spec
 from sak.teachers.model import load_teacher
 from store.codecs.base import Codec, LevelSpec
@@ -40,8 +42,11 @@ from store.viewset import ViewSet
 __all__ = ["extract"]
 
 
-def extract(studies: Sequence[Study], /) -> None:
+def extract(studies: Sequence[Study], /, *, log: ExtractionLog | None = None) -> None:
     """Bring the store up to what these studies need.
+
+    Args:
+        log: Where to record what happens.
 
     Raises:
         BadImageError: A source image cannot be decoded (see ``on_error``).
@@ -50,12 +55,15 @@ def extract(studies: Sequence[Study], /) -> None:
     """
     seen: set[str] = set()
     with ExitStack() as stack:
-        clusters = _Clusters(stack)
+        log = stack.enter_context(log or ExtractionLog(None))
+        clusters = _Clusters(stack, log)
         for study in studies:
             store = Store.create(study.store)
             for need in needs(study):
                 view_set = _view_set(store, view_set_spec(need.data, labels=need.labels))
-                worked = _need(store, view_set, need, study=study, clusters=clusters)
+                with ExtractionProgress(view_set.name, log) as progress:
+                    work = _Work(store, view_set, need, study, progress)
+                    worked = _need(work, clusters)
                 what = {view_set.name, *(f"{view_set.name}/{name}" for name in need.teachers)}
                 if not worked and not what <= seen:
                     names = ", ".join(("views", *need.teachers))
@@ -66,8 +74,8 @@ def extract(studies: Sequence[Study], /) -> None:
 class _Clusters:
     """Dask clusters of the studies, each started once, when there is work, and ended with the stage."""
 
-    def __init__(self, stack: ExitStack, /) -> None:
-        self._stack = stack
+    def __init__(self, stack: ExitStack, log: ExtractionLog, /) -> None:
+        self._stack, self._log = stack, log
         self._made: dict[tuple[object, ...], DaskCluster] = {}
 
     def of(self, study: Study) -> DaskCluster:
@@ -76,23 +84,36 @@ class _Clusters:
         key = (config.workers, config.scheduler, config.gpu_workers, study.threads)
         if key not in self._made:
             cluster = DaskCluster(
-                config.workers, scheduler=config.scheduler, gpu=config.gpu_workers, threads=study.threads
+                config.workers,
+                scheduler=config.scheduler,
+                gpu=config.gpu_workers,
+                threads=study.threads,
+                log=self._log,
             )
             self._made[key] = self._stack.enter_context(cluster)
         return self._made[key]
 
 
-def _need(store: Store, view_set: ViewSet, need: Need, *, study: Study, clusters: _Clusters) -> bool:
+class _Work(NamedTuple):
+    store: Store
+    view_set: ViewSet
+    need: Need
+    study: Study
+    progress: ExtractionProgress
+
+
+def _need(work: _Work, clusters: _Clusters) -> bool:
     """Bring a view set and its columns to done; whether anything was missing."""
-    config, cluster = study.extract, clusters.of(study)
+    study, need, view_set, config = work.study, work.need, work.view_set, work.study.extract
     wanted = [Wanted(study.teachers[name].spec(name), codec) for name, codec in need.teachers.items()]
     if config.engine == "dask":
         place = Place(study.store, view_set.name, view_set.spec.views, study.device, config.batch)
-        return extract_over(cluster, store, view_set, data=need.data, wanted=wanted, place=place)
+        cluster, progress = clusters.of(study), work.progress
+        return extract_over(cluster, view_set, data=need.data, wanted=wanted, place=place, progress=progress)
     if study.threads is not None:
         torch.set_num_threads(study.threads)
-    worked = _views(view_set, need, config=config)
-    return _columns(store, view_set, wanted, batch=config.batch, device=pick_device(study.device)) or worked
+    worked = _views(work)
+    return _columns(work, wanted, batch=config.batch, device=pick_device(study.device)) or worked
 
 
 def _view_set(store: Store, spec: ViewSetSpec) -> ViewSet:
@@ -104,25 +125,24 @@ def _view_set(store: Store, spec: ViewSetSpec) -> ViewSet:
     return store.create_view_set(spec)
 
 
-def _views(view_set: ViewSet, need: Need, *, config: ExtractConfig) -> bool:
+def _views(work: _Work) -> bool:
     """Make the missing parts of a view set; whether there were any.
 
     Raises:
-        DataError: More images than are allowed cannot be used.
+        TooManyBadError: More images than are allowed cannot be used.
     """
-    missing, bad_rows = view_set.missing_parts(), BadRows(view_set, need.data)
+    view_set, data, progress = work.view_set, work.need.data, work.progress
+    missing, bad_rows = view_set.missing_parts(), BadRows(view_set, data)
     bad_rows.check()
     if not missing:
         return False
     label = f"views {view_set.name}"
     CONSOLE.print(f"{label}: {len(missing)} of {view_set.spec.parts} shards to make")
-    workers = min(config.workers, len(missing), os.cpu_count() or 1)
-    with progress_bar("rows") as bar:
-        rows = sum(len(view_set.spec.part_rows(part)) for part in missing)
-        shown = bar.add_task(label, total=rows, note="")
-        for count in parts_done(make_part, view_set, missing, data=need.data, workers=workers):
-            bar.advance(shown, count)
-            bad_rows.glance()
+    workers = min(work.study.extract.workers, len(missing), os.cpu_count() or 1)
+    progress.begin_views(view_set, missing=missing, engine="process")
+    for report in parts_done(make_part, view_set, missing, data=data, workers=workers):
+        progress.landed(report)
+        bad_rows.glance()
     bad = bad_rows.check()
     if bad:
         CONSOLE.print(f"{label}: {bad} rows left out; their reasons are in the index (sak store info)")
@@ -135,43 +155,47 @@ class _Writer(NamedTuple):
     missing: frozenset[int]
 
 
-def _columns(store: Store, view_set: ViewSet, wanted: Sequence[Wanted], *, batch: int, device: torch.device) -> bool:
+def _columns(work: _Work, wanted: Sequence[Wanted], *, batch: int, device: torch.device) -> bool:
     """Make the missing parts of the teachers' columns; whether there were any."""
+    store, view_set, progress = work.store, work.view_set, work.progress
     writers = []
     for item in wanted:
         column = find_column(store, item.spec, view_set=view_set.spec, codec=item.codec)
         if column is None or column.missing_parts():
             load = functools.partial(load_teacher, device=str(device))
             source = map_source(store, item.spec, view_set=view_set, codec=item.codec, device=device, load=load)
-            column = _column(store, view_set, source, codec=item.codec, batch=batch)
+            column = _column(work, source, codec=item.codec, batch=batch)
             writers.append(_Writer(source, column, frozenset(column.missing_parts())))
     if not writers:
         return False
     parts = sorted(frozenset[int]().union(*(writer.missing for writer in writers)))
-    with progress_bar("rows") as bar:
-        names = ", ".join(writer.column.spec.teacher for writer in writers)
-        for stored in (writer for writer in writers if not writer.source.reads_pixels):
-            CONSOLE.print(
-                f"extract {stored.source.spec.name}: encoded from its exact column; the teacher is not loaded"
-            )
-        CONSOLE.print(f"extract {names} over {view_set.name}: {len(parts)} shards to make")
-        total = sum(len(view_set.spec.part_rows(part)) * (part in w.missing) for part in parts for w in writers)
-        shown = bar.add_task(f"extract {names}", total=total, note="")
-        for part in parts:
-            read = any(part in writer.missing and writer.source.reads_pixels for writer in writers)
-            pixels = part_pixels(view_set, part, batch=batch, load=read)
-            for writer in writers:
-                if part in writer.missing:
-                    done = functools.partial(bar.advance, shown)
-                    write_part(writer.source, writer.column, part, pixels, batch=batch, done=done)
+    names = ", ".join(writer.column.spec.teacher for writer in writers)
+    for stored in (writer for writer in writers if not writer.source.reads_pixels):
+        CONSOLE.print(f"extract {stored.source.spec.name}: encoded from its exact column; the teacher is not loaded")
+    CONSOLE.print(f"extract {names} over {view_set.name}: {len(parts)} shards to make")
+    for writer in writers:
+        progress.begin_column(writer.column, missing=writer.missing)
+    for part in parts:
+        read = any(part in writer.missing and writer.source.reads_pixels for writer in writers)
+        pixels = part_pixels(view_set, part, batch=batch, load=read)
+        for writer in writers:
+            if part in writer.missing:
+                name = writer.column.spec.teacher
+                done = functools.partial(progress.advance, name)
+                commit, spent = write_part(writer.source, writer.column, part, pixels, batch=batch, done=done)
+                progress.finished(name, part, commit, spent=spent)
     return True
 
 
-def _column(store: Store, view_set: ViewSet, source: MapSource, *, codec: CodecChoice, batch: int) -> Column:
+def _column(work: _Work, source: MapSource, *, codec: CodecChoice, batch: int) -> Column:
     """The column that a teacher's parts go to, its codec fitted where it is new and needs that."""
+    view_set, progress = work.view_set, work.progress
 
     def fit() -> tuple[Sequence[LevelSpec], Codec]:
         levels = source.levels(view_set)
-        return levels, column_codec(codec, source=source, view_set=view_set, levels=levels, batch=batch)
+        with progress.fitting(source.spec.name, codec):
+            return levels, column_codec(
+                codec, source=source, view_set=view_set, levels=levels, batch=batch, show=progress.step
+            )
 
-    return settled_column(store, Wanted(source.spec, codec), view_set=view_set.spec, fit=fit)
+    return settled_column(work.store, Wanted(source.spec, codec), view_set=view_set.spec, fit=fit)

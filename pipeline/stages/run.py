@@ -11,6 +11,8 @@ import yaml
 
 from pipeline.config import Study
 from pipeline.errors import EXPECTED, PipelineError
+from pipeline.extraction_events import events_path
+from pipeline.extraction_log import ExtractionLog
 from pipeline.preflight import preflight
 from pipeline.recipes import Recipe, RunPlan
 from pipeline.runs import substudies
@@ -18,6 +20,7 @@ from pipeline.stages.distill import distill
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.extract import extract
 from pipeline.stages.finetune import finetune
+from store.fingerprint import digest_json
 
 __all__ = ["STAGES", "prepare", "run_stage"]
 
@@ -52,7 +55,8 @@ def run_stage(stage: str, recipe: Recipe, plans: Sequence[RunPlan], /) -> None:
     """
     with _memory_told(stage):
         if stage == "extract":
-            extract([study for plan in plans for _, study in substudies(plan)])
+            log = ExtractionLog(events_path(recipe.out), recipe_digest=digest_json(dict(recipe.resolved)))
+            extract([study for plan in plans for _, study in substudies(plan)], log=log)
             return
         for plan in plans:
             for label, study in substudies(plan):

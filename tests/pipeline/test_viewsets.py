@@ -33,7 +33,7 @@ def make(root: Path, data: DataConfig, *, labels: bool) -> Any:
     store = Store.create(root)
     view_set = store.create_view_set(view_set_spec(data, labels=labels))
     for part in range(view_set.spec.parts):
-        assert make_part(str(root), view_set.name, part, data) == len(view_set.spec.part_rows(part))
+        assert make_part(str(root), view_set.name, part, data).rows == len(view_set.spec.part_rows(part))
     return Store.open(root).view_set(view_set.name)
 
 

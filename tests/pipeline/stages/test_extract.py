@@ -100,12 +100,12 @@ def test_an_extraction_stopped_between_shards_goes_on(
 
     real, count = module.write_part, 0
 
-    def stopping(*arguments: Any, **options: Any) -> None:
+    def stopping(*arguments: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
         if count == 4:
             raise _Stop
-        real(*arguments, **options)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(module, "write_part", stopping)
     recipe = tiny_recipe(tmp_path)

@@ -1,0 +1,83 @@
+"""What the making of a part is reported by, from whatever process made it. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from store.commits import PartCommit
+from store.costs import UNTIMED, Spent
+from store.rows import ViewRow
+
+__all__ = ["OF_VIEWS", "BadImage", "PartReport", "PartReports", "Watcher", "bad_images", "report_of"]
+
+OF_VIEWS = ""
+"""In place of a teacher's name: the views themselves. No teacher is called so."""
+
+
+class BadImage(NamedTuple):
+    """A row that was left out, its image's key, and why."""
+
+    row: int
+    key: str
+    reason: str
+
+
+class PartReport(NamedTuple):
+    """A part that stands in the store.
+
+    Attributes:
+        teacher: Whose column it is a part of; ``OF_VIEWS`` for a part of a view set.
+        bytes: As stored.
+        spent: What its maker reports; ``UNTIMED`` where somebody else had made it.
+        host, pid: The process that reports.
+        bad: Rows without an image, in a report on views alone: each is told of once and not with every teacher.
+    """
+
+    teacher: str
+    part: int
+    rows: int
+    bytes: int
+    spent: Spent
+    host: str
+    pid: int
+    bad: tuple[BadImage, ...] = ()
+
+
+class Watcher(Protocol):
+    """What the makers of columns tell of their work; called from any thread."""
+
+    def advance(self, teacher: str, rows: int, /) -> None:
+        """So many more rows of a teacher's column have been encoded."""
+
+    def finished(self, teacher: str, part: int, commit: PartCommit, /, *, spent: Spent = UNTIMED) -> None:
+        """A part of a teacher's column is committed; its rows have been told by ``advance``."""
+
+
+class PartReports:
+    """A watcher that keeps what a task returns to the process that shows and records it."""
+
+    def __init__(self) -> None:
+        self.made: list[PartReport] = []
+
+    def advance(self, teacher: str, rows: int, /) -> None:
+        """As ``Watcher``; nothing is sent before the part is done."""
+
+    def finished(self, teacher: str, part: int, commit: PartCommit, /, *, spent: Spent = UNTIMED) -> None:
+        """As ``Watcher``."""
+        self.made.append(report_of(teacher, part, commit, spent=spent))
+
+
+def report_of(
+    teacher: str, part: int, commit: PartCommit, /, *, spent: Spent = UNTIMED, bad: Sequence[BadImage] = ()
+) -> PartReport:
+    """The report on a committed part, in the name of this process."""
+    rows, host = len(commit.rows), socket.gethostname()
+    return PartReport(teacher, part, rows, commit.size, spent, host, os.getpid(), tuple(bad))
+
+
+def bad_images(rows: Sequence[ViewRow], /) -> list[BadImage]:
+    """The rows that have no image."""
+    return [BadImage(row.row, row.key, row.error) for row in rows if row.error]
