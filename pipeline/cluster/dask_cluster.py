@@ -148,12 +148,12 @@ class DaskCluster:
                 self._log.write("scheduler_returned", {"scheduler": self.name})
                 return
 
-    def submit(self, job: Job, /, *arguments: object, key: str, workers: Sequence[str] | None = None) -> Future[Any]:
+    def submit(self, job: Job, /, *arguments: object, key: str, workers: Sequence[str] = ()) -> Future[Any]:
         """Hand one task to the scheduler.
 
         Args:
             arguments: The result of the job before it, and its own.
-            workers: Who may do it; anybody, and best the job's home, if not given.
+            workers: Who had better do it, before the job's home; where they are gone, anybody does.
 
         Raises:
             LostError: The scheduler is gone.
@@ -171,8 +171,8 @@ class DaskCluster:
                 key=key,
                 pure=False,
                 resources={"GPU": 1} if job.teacher and self._gpu else None,
-                workers=workers or home,
-                allow_other_workers=workers is None and home is not None,
+                workers=list(workers) or home,
+                allow_other_workers=bool(workers) or home is not None,
             )
 
     def _local(self) -> Client:

@@ -27,7 +27,7 @@ DISCONNECTED = (OSError, TimeoutError)
 
 _RETRIES = 2  # of tasks that failed with what another attempt may mend; a worker's death counts on its own, in Dask
 _LOSSES = 5
-_RESULT_SECONDS = 60.0
+_RESULT_SECONDS = 10.0  # to fetch a result, which is small, from the worker that has it; twice as long every time
 # A task that takes so many times the median of its like, and no less than so many seconds, is attempted elsewhere too.
 _STRAGGLE, _STRAGGLE_SECONDS = 4.0, 10.0
 _ATTEMPTS = 3  # at once
@@ -76,7 +76,7 @@ class Cluster(Protocol):
     def homes(self, *, teacher: bool) -> list[str]:
         """Addresses of the workers that may do a job."""
 
-    def submit(self, job: Job, /, *arguments: object, key: str, workers: Sequence[str] | None) -> Future[Any]:
+    def submit(self, job: Job, /, *arguments: object, key: str, workers: Sequence[str]) -> Future[Any]:
         """Hand a job to the scheduler."""
 
 
@@ -104,6 +104,7 @@ class _Chain:
     jobs: deque[Job]  # what is not done
     attempts: list[_Attempt] = field(default_factory=list)
     failures: int = 0
+    unread: int = 0
     barred: set[str] = field(default_factory=set)  # workers that hang over it
 
 
@@ -163,7 +164,10 @@ class Flight:
         if job is not chain.jobs[0]:  # another attempt was faster
             return None
         try:
-            outcome = self._outcome(future, job)
+            outcome = self._outcome(future, job, seconds=_RESULT_SECONDS * 2**chain.unread)
+            if outcome is None:
+                self._unread(attempt, future)
+                return None
         except (LostError, PipelineError, SakError):
             raise
         except Exception as error:
@@ -227,19 +231,28 @@ class Flight:
         if not like or now - since < max(_STRAGGLE_SECONDS, _STRAGGLE * median(like)):
             return
         chain.barred.add(worker)
-        others = [name for name in self._cluster.homes(teacher=job.teacher) if name not in chain.barred]
+        others = self._others(chain)
+        if not others:  # it may have waited for what another had, and hung in appearance only
+            chain.barred = {worker}
+            others = self._others(chain)
         if others:
             self._log.write("task_doubled", {"task": job.label, "worker": worker, "seconds": round(now - since, 3)})
             self._submit(chain, workers=others)
 
-    def _outcome(self, future: Future[Any], job: Job) -> Outcome:
+    def _outcome(self, future: Future[Any], job: Job, *, seconds: float) -> Outcome | None:
+        """The result of a future that is done; None when the worker that has it does not give it."""
         from distributed import KilledWorker
 
         try:
             if future.status == "error":
                 raise future.exception()
-            with reached():  # a worker that hangs may hold it
-                outcome: Outcome = future.result(timeout=_RESULT_SECONDS)
+            with reached():
+                try:
+                    outcome: Outcome = future.result(timeout=seconds)
+                except TimeoutError:
+                    if self._cluster.client.status != "running":
+                        raise
+                    return None
         except KilledWorker as error:
             raise PipelineError(
                 f"{job.label}: {error.allowed_failures + 1} Dask workers died while they made it, most often for want"
@@ -254,6 +267,21 @@ class Flight:
         if isinstance(outcome.value, Refused):
             raise outcome.value.error
         return outcome
+
+    def _unread(self, attempt: _Attempt, future: Future[Any]) -> None:
+        """Do a job again, elsewhere, whose result is with a worker that hangs."""
+        with reached():
+            holders = self._cluster.client.who_has([future])
+        chain = attempt.chain
+        chain.unread += 1
+        chain.barred.update(*holders.values())
+        self._drop(attempt)
+        if not chain.attempts:
+            self._submit(chain, workers=self._others(chain))
+
+    def _others(self, chain: _Chain) -> list[str]:
+        """Workers that are not known to hang over a chain."""
+        return [name for name in self._cluster.homes(teacher=chain.jobs[0].teacher) if name not in chain.barred]
 
     def _failed(self, attempt: _Attempt, job: Job, error: Exception) -> None:
         chain = attempt.chain
@@ -277,7 +305,7 @@ class Flight:
             with suppress(*DISCONNECTED):
                 self._cluster.client.cancel(futures)
 
-    def _submit(self, chain: _Chain, *, workers: Sequence[str] | None = None) -> None:
+    def _submit(self, chain: _Chain, *, workers: Sequence[str] = ()) -> None:
         attempt = _Attempt(chain)
         chain.attempts.append(attempt)
         before: Future[Any] | None = None

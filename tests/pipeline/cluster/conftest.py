@@ -1,15 +1,61 @@
-"""One Dask cluster for all tests: its processes take seconds to start."""
+"""One Dask cluster for all tests, whose processes take seconds to start, and what they compare it with."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.config import Study
+from pipeline.stages.extract import extract
+from tests.tiny_recipe import files_of, tiny_recipe
+
 distributed = pytest.importorskip("distributed")
+
+FITTED = ["extract.codec={name: klt, error: 0.1, rows: 17}", "extract.batch=2"]
+
+SMALL = ["data.distill.rows_per_shard=2", "student.teachers=[first]"]
+
+
+def study_of(root: Path, overrides: Sequence[str] = ()) -> Study:
+    """Stage 1 of the tiny recipe: 22 rows in 3 shards, 2 teachers."""
+    study = tiny_recipe(root, overrides, only="sak").runs[0].study
+    return dataclasses.replace(study, finetune=None, data=dataclasses.replace(study.data, eval=None))
+
+
+def over(address: str) -> list[str]:
+    return ["extract.engine=dask", f"extract.scheduler={address}"]
+
+
+def stored(root: Path) -> dict[str, bytes]:
+    """Bytes of a store, without what its making cost."""
+    store = root / "store"
+    return {name: (store / name).read_bytes() for name in files_of(store) if "/costs/" not in name}
+
+
+def records(root: Path) -> int:
+    return len(list((root / "store").glob("*/*/**/commits/*.json")))
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The store of one process."""
+    root = tmp_path_factory.mktemp("process")
+    extract([study_of(root, FITTED)])
+    return stored(root)
+
+
+@pytest.fixture(scope="session")
+def expected_small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The store of one process, in shards of two rows, for one teacher."""
+    root = tmp_path_factory.mktemp("process")
+    extract([study_of(root, SMALL)])
+    return stored(root)
 
 
 @contextmanager
@@ -40,3 +86,7 @@ def cluster() -> Iterator[Any]:
 def address(cluster: Any) -> str:
     """Of its scheduler."""
     return str(cluster.scheduler_address)
+
+
+def client_of(address: str) -> Any:
+    return distributed.Client(address, set_as_default=False)

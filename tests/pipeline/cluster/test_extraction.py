@@ -2,71 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
+import importlib
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pipeline.calibration import shares
-from pipeline.cluster import dask_cluster
+from pipeline.cluster import dask_cluster, flight
 from pipeline.cluster.attempt import anywhere
 from pipeline.cluster.work import Place, make_columns, target_of
-from pipeline.config import Study
-from pipeline.errors import BadImageError, PipelineError
+from pipeline.errors import BadImageError, PipelineError, TooManyBadError
+from pipeline.extraction_events import events_path, read_events
+from pipeline.extraction_log import ExtractionLog
 from pipeline.stages.extract import extract
 from pipeline.viewsets import make_part, view_set_spec
 from store.store import Store
-from tests.pipeline.cluster.conftest import local_cluster
-from tests.tiny_recipe import files_of, tiny_recipe
+from tests.pipeline.cluster.conftest import FITTED, SMALL, client_of, local_cluster, over, records, stored, study_of
 
 dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
-
-FITTED = ["extract.codec={name: klt, error: 0.1, rows: 17}", "extract.batch=2"]
-
-SMALL = ["data.distill.rows_per_shard=2", "student.teachers=[first]"]
-
-
-def study_of(root: Path, overrides: Sequence[str] = ()) -> Study:
-    """Stage 1 of the tiny recipe: 22 rows in 3 shards, 2 teachers."""
-    study = tiny_recipe(root, overrides, only="sak").runs[0].study
-    return dataclasses.replace(study, finetune=None, data=dataclasses.replace(study.data, eval=None))
-
-
-def over(address: str) -> list[str]:
-    return ["extract.engine=dask", f"extract.scheduler={address}"]
-
-
-def stored(root: Path) -> dict[str, bytes]:
-    """Bytes of a store, without what its making cost."""
-    store = root / "store"
-    return {name: (store / name).read_bytes() for name in files_of(store) if "/costs/" not in name}
-
-
-def records(root: Path) -> int:
-    return len(list((root / "store").glob("*/*/**/commits/*.json")))
-
-
-@pytest.fixture(scope="session")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The store of one process."""
-    root = tmp_path_factory.mktemp("process")
-    extract([study_of(root, FITTED)])
-    return stored(root)
-
-
-@pytest.fixture(scope="session")
-def expected_small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The store of one process, in shards of two rows, for one teacher."""
-    root = tmp_path_factory.mktemp("process")
-    extract([study_of(root, SMALL)])
-    return stored(root)
 
 
 def test_worker_processes_write_the_same_bytes(address: str, expected: dict[str, bytes], tmp_path: Path) -> None:
@@ -137,8 +99,83 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert stored(tmp_path) == expected_small
 
 
-def client_of(address: str) -> Any:
-    return distributed.Client(address, set_as_default=False)
+def _stop_in(folder: Path) -> None:
+    """Stop this worker, and no other, for ever; a file says which it is."""
+    try:
+        with (folder / "hung").open("x", encoding="utf-8") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _hanging_columns(place: Any, *arguments: Any) -> object:
+    if len(list(Path(place.store).glob("columns/*/*/commits/*.json"))) >= 3:
+        _stop_in(Path(place.store).parent)
+    return make_columns(place, *arguments)
+
+
+@contextmanager
+def ending(cluster: Any, root: Path) -> Iterator[None]:
+    """Kill in the end the worker that was stopped, so that the cluster starts another."""
+    before = set(cluster.scheduler.workers)
+    try:
+        yield
+    finally:
+        os.kill(int((root / "hung").read_text(encoding="utf-8")), signal.SIGKILL)
+        while before <= set(cluster.scheduler.workers):
+            time.sleep(0.01)
+
+
+def test_what_a_worker_hangs_over_is_made_by_another(
+    cluster: Any, address: str, expected_small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask itself would wait five minutes for it."""
+    monkeypatch.setattr("pipeline.cluster.extraction.make_columns", _hanging_columns)
+    monkeypatch.setattr(flight, "_STRAGGLE_SECONDS", 0.5)
+    monkeypatch.setattr(flight, "_RESULT_SECONDS", 1.0)
+    log = ExtractionLog(events_path(tmp_path))
+    with client_of(address) as client:
+        client.wait_for_workers(2, timeout=60)
+    with ending(cluster, tmp_path):
+        extract([study_of(tmp_path, [*SMALL, *over(address)])], log=log)
+    assert stored(tmp_path) == expected_small
+    events = read_events(events_path(tmp_path))
+    assert {event.name for event in events} >= {"task_doubled", "run_finished"}
+    parts = [(e.fields["teacher"], e.fields["part"]) for e in events if e.name == "part_finished"]
+    assert sorted(parts, key=str) == sorted([(t, n) for t in ("first", None) for n in range(11)], key=str)
+
+
+def test_a_worker_stopped_wherever_it_is_is_started_anew(
+    cluster: Any, address: str, expected_small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold a lock that others wait for, so that no second attempt helps: Dask ends what is silent for long."""
+    monkeypatch.setattr(flight, "_RESULT_SECONDS", 1.0)
+    with client_of(address) as client:
+        client.wait_for_workers(2, timeout=60)
+        client.run(lambda: importlib.import_module("pipeline.cluster.work"))  # which may keep it silent for long
+        name, pid = client.run(os.getpid).popitem()
+
+    def stop() -> None:
+        while records(tmp_path) < 3:
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGSTOP)
+        while name in cluster.scheduler.workers:
+            time.sleep(0.5)
+            cluster.sync(_look, cluster.scheduler)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    extract([study_of(tmp_path, [*SMALL, *over(address)])])
+    stopper.join()
+    assert stored(tmp_path) == expected_small
+
+
+async def _look(scheduler: Any) -> None:
+    """What the scheduler does every ``worker-ttl``, as if that were the shortest that it allows."""
+    usual, scheduler.worker_ttl = scheduler.worker_ttl, 1.0
+    await scheduler.check_worker_ttl()
+    scheduler.worker_ttl = usual
 
 
 def test_two_attempts_at_once_leave_one_part(address: str, tmp_path: Path) -> None:
@@ -178,6 +215,50 @@ def test_a_bad_image_stops_with_its_own_error(address: str, tmp_path: Path) -> N
     source = f"data.distill.source={{name: imagefolder, root: {photos}, split: all}}"
     with pytest.raises(BadImageError, match=r"torn\.jpg.*on_error: skip"):
         extract([study_of(tmp_path, [source, "data.distill.view={kind: full, size: 32}", *over(address)])])
+
+
+def torn_photos(folder: Path, *, whole: int, torn: int) -> list[str]:
+    """Overrides for a folder of photographs, some of which cannot be decoded."""
+    folder.mkdir()
+    for number in range(whole):
+        Image.new("RGB", (40, 40), (number * 20, 90, 30)).save(folder / f"whole{number}.png")
+    for number in range(torn):
+        (folder / f"torn{number}.jpg").write_bytes(b"\xff\xd8 torn")
+    source = f"data.distill.source={{name: imagefolder, root: {folder}, split: all}}"
+    view = "data.distill.view={kind: full, size: 32}"
+    return [source, view, "data.distill.on_error=skip", "data.distill.rows_per_shard=4"]
+
+
+def test_bad_images_are_left_out_for_all_teachers_by_both_engines(address: str, tmp_path: Path) -> None:
+    photos = [*torn_photos(tmp_path / "photos", whole=8, torn=2), "data.distill.max_bad=0.2"]
+    told = {}
+    for name, engine in {"process": [], "dask": over(address)}.items():
+        study = study_of(tmp_path / name, [*photos, *engine])
+        extract([study], log=ExtractionLog(events_path(tmp_path / name)))
+        store = Store.open(study.store)
+        (view_set,) = store.view_sets()
+        bad = [row for row in range(10) if row not in view_set.usable_rows()]
+        columns = list(store.columns(view_set.name))
+        assert {column.spec.teacher for column in columns} == {"first", "second"}
+        for column in columns:
+            commits = column.commits.require(range(3))
+            assert sorted(row for commit in commits for row in commit.excluded) == bad
+        events = [event.fields for event in read_events(events_path(tmp_path / name)) if event.name == "bad_image"]
+        told[name] = sorted((event["row"], event["key"], event["reason"]) for event in events)
+        assert [row for row, _, _ in told[name]] == bad
+        assert {key for _, key, _ in told[name]} == {"torn0", "torn1"}
+    assert told["dask"] == told["process"]
+    assert stored(tmp_path / "dask") == stored(tmp_path / "process")
+
+
+def test_too_many_bad_images_stop_workers_too(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.bad_rows._SECONDS", 0.0)
+    photos = torn_photos(tmp_path / "photos", whole=1, torn=23)
+    with pytest.raises(TooManyBadError, match=r"rows have no image.*max_bad is 1\.00%.*torn\d+\.jpg"):
+        extract([study_of(tmp_path, [*photos, *over(address)])], log=ExtractionLog(events_path(tmp_path)))
+    names = [event.name for event in read_events(events_path(tmp_path))]
+    assert names[-2:] == ["limit_exceeded", "run_failed"]
+    assert names.count("part_finished") < 6 + 12, "it stops before all is made"
 
 
 def _die(*_: object) -> int:
