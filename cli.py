@@ -148,6 +148,9 @@ def extract(
     --scheduler Dask spreads the work, and all of the above does each shard in one worker: a worker that dies costs
     time and no shard. Where the recipe sets threads, the store's bytes are the same in every case; else torch's share
     of the processors, and with it the last bit of a feature, depends on the workers. Clusters: workflows/cluster.md.
+
+    What happens (parts, bad images, failed tasks, workers lost) is appended to extract/events.jsonl in the recipe's
+    folder, one JSON object a line: docs/extraction-events.md.
     """
     changes = [
         *(["extract.engine=dask"] if workers or scheduler else []),
