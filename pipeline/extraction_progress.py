@@ -89,6 +89,8 @@ class ExtractionProgress:
     def begin_column(self, column: Column, /, *, missing: Collection[int]) -> None:
         """Show a line for a teacher, the other parts of whose column are from before."""
         view_set, teacher = column.view_set, column.spec.teacher
+        if self._label(OF_VIEWS) not in self._lines:  # which were there before
+            self._begin(OF_VIEWS, view_set.spec, ())
         about = {"store": view_set.root.url, "view_set": view_set.name, "teacher": teacher, "column": column.name}
         counts = self._begin(teacher, view_set.spec, missing)
         self.log.write("column_started", {**about, **counts})

@@ -121,7 +121,6 @@ def test_a_terminal_gets_one_table(work: Work, clock: list[float], monkeypatch: 
     monkeypatch.setattr(extraction_progress, "CONSOLE", Console(file=shown, force_terminal=True, width=140))
     with work.view() as progress:
         assert shown.getvalue() == "", "nothing before there is work"
-        progress.begin_views(work.views, missing=[], engine="dask")
         progress.begin_column(work.a, missing=range(5, 10))
         work.log.cluster("tcp://h:1", dashboard="http://h:8787/status")
         work.log.seen(["one", "two"])
