@@ -30,6 +30,7 @@ _LOSSES = 5
 _RESULT_SECONDS = 10.0  # to fetch a result, which is small, from the worker that has it; twice as long every time
 # A task that takes so many times the median of its like, and no less than so many seconds, is attempted elsewhere too.
 _STRAGGLE, _STRAGGLE_SECONDS = 4.0, 10.0
+_LIKE = 256  # so many of late
 _ATTEMPTS = 3  # at once
 _ASK_SECONDS = 1.0
 
@@ -127,7 +128,7 @@ class Flight:
         self._ready: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._shared: tuple[object, Future[Any] | None] = (None, None)
         self._sent = self._losses = 0
-        self._seconds: dict[Callable[..., Any], list[float]] = defaultdict(list)
+        self._seconds: dict[Callable[..., Any], deque[float]] = defaultdict(lambda: deque(maxlen=_LIKE))
         self._heard: dict[str, float] = {}
         self._since: dict[tuple[str, str], float] = {}
         self._asked = -_ASK_SECONDS

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.extraction_events import events_path, read_events
 from pipeline.extraction_log import ExtractionLog
 from pipeline.stages.extract import extract
 from pipeline.viewsets import make_part, view_set_spec
+from store.errors import StoreError
 from store.store import Store
 from tests.pipeline.cluster.conftest import FITTED, SMALL, client_of, local_cluster, over, records, stored, study_of
 
@@ -215,6 +216,35 @@ def test_a_bad_image_stops_with_its_own_error(address: str, tmp_path: Path) -> N
     source = f"data.distill.source={{name: imagefolder, root: {photos}, split: all}}"
     with pytest.raises(BadImageError, match=r"torn\.jpg.*on_error: skip"):
         extract([study_of(tmp_path, [source, "data.distill.view={kind: full, size: 32}", *over(address)])])
+
+
+def _failing_views(store: str, name: str, part: int, *arguments: Any) -> object:
+    """Fail over one part, as often as a file says."""
+    tries = Path(store).parent / "tries"
+    left = int(tries.read_text(encoding="utf-8"))
+    if part == 1 and left:
+        tries.write_text(str(left - 1), encoding="utf-8")
+        raise StoreError(f"{store}: the disk fails for a moment")
+    return make_part(store, name, part, *arguments)
+
+
+@pytest.mark.parametrize("times", [2, 5])
+def test_what_another_attempt_may_mend_gets_two_more(
+    times: int, address: str, expected_small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.cluster.extraction.make_part", _failing_views)
+    (tmp_path / "tries").write_text(str(times), encoding="utf-8")
+    study = study_of(tmp_path, [*SMALL, *over(address)])
+    ends = pytest.raises(StoreError, match="fails for a moment") if times > 2 else nullcontext()
+    with ends:
+        extract([study], log=ExtractionLog(events_path(tmp_path)))
+    events = read_events(events_path(tmp_path))
+    failed = [event.fields for event in events if event.name == "task_failed"]
+    assert [event["retried"] for event in failed] == [True, True, False][: min(times, 3)]
+    assert all("shard 1" in event["task"] and "for a moment" in event["error"] for event in failed)
+    assert events[-1].name == ("run_failed" if times > 2 else "run_finished")
+    assert events[-1].fields["tasks_failed"] == len(failed)
+    assert times > 2 or stored(tmp_path) == expected_small
 
 
 def torn_photos(folder: Path, *, whole: int, torn: int) -> list[str]:
