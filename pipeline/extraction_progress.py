@@ -179,7 +179,7 @@ class ExtractionProgress:
                 line.printed = shown.done
                 label, done, total, unit, rate, left = shown
                 CONSOLE.print(progress_line(label, count=done, total=total, unit=unit, note=rate, left=left))
-        told = self._troubles()
+        told = "; ".join(text for text in (self._troubles(), self._cluster()) if text)
         if told and told != self._told:
             self._told = told
             CONSOLE.print(f"extract {self._view_set}: {told}")

@@ -111,8 +111,8 @@ def test_failures_are_told_once_until_there_are_more(
         progress.tick()
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("extract t: ")]
     assert told == [
-        "extract t: 2 bad images (last: b.jpg: is empty)",
-        "extract t: 2 bad images (last: b.jpg: is empty), 1 failed tasks, 1 workers lost",
+        "extract t: 2 bad images (last: b.jpg: is empty); 2 Dask workers",
+        "extract t: 2 bad images (last: b.jpg: is empty), 1 failed tasks, 1 workers lost; 2 Dask workers",
     ]
 
 
