@@ -37,7 +37,6 @@ __all__ = [
     "EncodedPart",
     "PartPixels",
     "Wanted",
-    "WrittenPart",
     "encode_part",
     "part_pixels",
     "settled_column",
@@ -58,13 +57,6 @@ class PartPixels(NamedTuple):
     rows: range
     pixels: Tensor
     usable: Tensor
-
-
-class WrittenPart(NamedTuple):
-    """The record of a committed part, and the time spent on it."""
-
-    commit: PartCommit
-    spent: Spent
 
 
 class EncodedPart(NamedTuple):
@@ -157,7 +149,7 @@ def encode_part(
 
 def write_part(
     source: MapSource, column: Column, part: int, shown: PartPixels, /, *, batch: int, done: Callable[[int], object]
-) -> WrittenPart:
+) -> PartCommit:
     """Encode a teacher's maps of a part and commit them; ``done`` is told the rows of every batch.
 
     Raises:
@@ -166,8 +158,7 @@ def write_part(
     """
     made = encode_part(source, column.spec, shown, batch=batch, done=done)
     keys = column.view_set.keys(part)
-    commit = column.write_part(part, made.levels, keys=keys, stats=made.stats, spent=made.spent)
-    return WrittenPart(commit, made.spent)
+    return column.write_part(part, made.levels, keys=keys, stats=made.stats, spent=made.spent)
 
 
 class _Encoded:

@@ -23,7 +23,6 @@ from pipeline.tracking import CONSOLE, LINE_SECONDS, Advance
 from store.codecs.registry import CodecChoice, choice_json, is_fitted
 from store.column import Column
 from store.commits import PartCommit
-from store.costs import UNTIMED, Spent
 from store.spec import ViewSetSpec
 from store.viewset import ViewSet
 
@@ -65,6 +64,7 @@ class ExtractionProgress:
         self.log = log
         self._view_set = view_set
         self._lines: dict[str, _Line] = {}
+        self._columns: dict[str, Column] = {}
         self._lock = threading.RLock()
         self._told = ""
         self._plain = not CONSOLE.is_terminal
@@ -89,6 +89,7 @@ class ExtractionProgress:
     def begin_column(self, column: Column, /, *, missing: Collection[int]) -> None:
         """Show a line for a teacher, the other parts of whose column are from before."""
         view_set, teacher = column.view_set, column.spec.teacher
+        self._columns[teacher] = column
         if self._label(OF_VIEWS) not in self._lines:  # which were there before
             self._begin(OF_VIEWS, view_set.spec, ())
         about = {"store": view_set.root.url, "view_set": view_set.name, "teacher": teacher, "column": column.name}
@@ -118,8 +119,9 @@ class ExtractionProgress:
         """So many more rows of a teacher's column, or of ``OF_VIEWS``, are made."""
         self._grow(self._label(teacher), rows)
 
-    def finished(self, teacher: str, part: int, commit: PartCommit, /, *, spent: Spent = UNTIMED) -> None:
-        """A part is committed, of whose rows ``advance`` has told."""
+    def finished(self, teacher: str, part: int, commit: PartCommit, /) -> None:
+        """A part of a column that was begun is committed, of whose rows ``advance`` has told."""
+        spent = self._columns[teacher].commits.spent(part)
         self.log.part(self._view_set, report_of(teacher, part, commit, spent=spent))
 
     def landed(self, report: PartReport, /, *, worker: str | None = None) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from store.column import Column
 from store.commits import PartCommit
-from store.costs import UNTIMED, Spent
+from store.costs import Spent
 from store.rows import ViewRow
 
 __all__ = ["OF_VIEWS", "BadImage", "PartReport", "PartReports", "Watcher", "bad_images", "report_of"]
@@ -31,7 +32,7 @@ class PartReport(NamedTuple):
     Attributes:
         teacher: Whose column it is a part of; ``OF_VIEWS`` for a part of a view set.
         bytes: As stored.
-        spent: What its maker reports; ``UNTIMED`` where somebody else had made it.
+        spent: What its maker wrote beside it.
         host, pid: The process that reports.
         bad: Rows without an image, in a report on views alone: each is told of once and not with every teacher.
     """
@@ -52,26 +53,32 @@ class Watcher(Protocol):
     def advance(self, teacher: str, rows: int, /) -> None:
         """So many more rows of a teacher's column have been encoded."""
 
-    def finished(self, teacher: str, part: int, commit: PartCommit, /, *, spent: Spent = UNTIMED) -> None:
+    def finished(self, teacher: str, part: int, commit: PartCommit, /) -> None:
         """A part of a teacher's column is committed; its rows have been told by ``advance``."""
 
 
 class PartReports:
-    """A watcher that keeps what a task returns to the process that shows and records it."""
+    """A watcher that keeps what a task returns to the process that shows and records it.
 
-    def __init__(self) -> None:
+    Args:
+        columns: By their teachers' names.
+    """
+
+    def __init__(self, columns: Mapping[str, Column], /) -> None:
         self.made: list[PartReport] = []
+        self._columns = columns
 
     def advance(self, teacher: str, rows: int, /) -> None:
         """As ``Watcher``; nothing is sent before the part is done."""
 
-    def finished(self, teacher: str, part: int, commit: PartCommit, /, *, spent: Spent = UNTIMED) -> None:
+    def finished(self, teacher: str, part: int, commit: PartCommit, /) -> None:
         """As ``Watcher``."""
+        spent = self._columns[teacher].commits.spent(part)
         self.made.append(report_of(teacher, part, commit, spent=spent))
 
 
 def report_of(
-    teacher: str, part: int, commit: PartCommit, /, *, spent: Spent = UNTIMED, bad: Sequence[BadImage] = ()
+    teacher: str, part: int, commit: PartCommit, /, *, spent: Spent, bad: Sequence[BadImage] = ()
 ) -> PartReport:
     """The report on a committed part, in the name of this process."""
     rows, host = len(commit.rows), socket.gethostname()

@@ -96,7 +96,8 @@ def make_columns(place: Place, targets: Sequence[Target], part: int, /) -> list[
     store = Store.open(place.store)
     view_set = store.view_set(place.view_set, views=place.views)
     columns = [store.column(place.view_set, target.column, views=place.views) for target in targets]
-    reports, todo = PartReports(), []
+    names = [target.spec.name for target in targets]
+    reports, todo = PartReports(dict(zip(names, columns, strict=True))), []
     for target, column in zip(targets, columns, strict=True):
         standing = column.commits.find(part)
         if standing is None:
@@ -107,8 +108,8 @@ def make_columns(place: Place, targets: Sequence[Target], part: int, /) -> list[
         read = any(source.reads_pixels for source, _ in todo)
         pixels = part_pixels(view_set, part, batch=place.batch, load=read)
         for source, column in todo:
-            commit, spent = write_part(source, column, part, pixels, batch=place.batch, done=lambda _: None)
-            reports.finished(source.spec.name, part, commit, spent=spent)
+            commit = write_part(source, column, part, pixels, batch=place.batch, done=lambda _: None)
+            reports.finished(source.spec.name, part, commit)
     return reports.made
 
 

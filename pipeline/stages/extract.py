@@ -182,8 +182,8 @@ def _columns(work: _Work, wanted: Sequence[Wanted], *, batch: int, device: torch
             if part in writer.missing:
                 name = writer.column.spec.teacher
                 done = functools.partial(progress.advance, name)
-                commit, spent = write_part(writer.source, writer.column, part, pixels, batch=batch, done=done)
-                progress.finished(name, part, commit, spent=spent)
+                commit = write_part(writer.source, writer.column, part, pixels, batch=batch, done=done)
+                progress.finished(name, part, commit)
     return True
 
 

@@ -9,11 +9,11 @@ import pytest
 from pipeline.errors import Interrupted, PipelineError, TooManyBadError
 from pipeline.extraction_events import Event, EventFile, events_path, read_events
 from pipeline.extraction_log import ExtractionLog
-from pipeline.part_report import OF_VIEWS, BadImage, PartReports, report_of
+from pipeline.part_report import OF_VIEWS, BadImage, report_of
 from pipeline.recipes import Recipe
 from pipeline.stages.run import run_stage
 from store.commits import ObjectDigest, PartCommit
-from store.costs import Spent
+from store.costs import UNTIMED, Spent
 from tests.tiny_recipe import tiny_recipe
 
 COMMIT = PartCommit(
@@ -45,11 +45,9 @@ def test_a_command_that_finds_all_done_leaves_no_trace(tmp_path: Path) -> None:
 )
 def test_how_it_ended_comes_last_with_totals(error: BaseException | None, ends: list[str], tmp_path: Path) -> None:
     log = ExtractionLog(events_path(tmp_path), recipe_digest="d")
-    reports = PartReports()
-    reports.finished("a", 2, COMMIT, spent=Spent(4.0, 1.5))
     with pytest.raises(type(error)) if error else nullcontext(), log:
-        log.part("t", report_of(OF_VIEWS, 2, COMMIT, bad=[BadImage(21, "k", "torn")]))
-        log.part("t", reports.made[0], worker="tcp://h:1")
+        log.part("t", report_of(OF_VIEWS, 2, COMMIT, spent=UNTIMED, bad=[BadImage(21, "k", "torn")]))
+        log.part("t", report_of("a", 2, COMMIT, spent=Spent(4.0, 1.5)), worker="tcp://h:1")
         log.seen(["one"])
         log.seen([])
         if error is not None:

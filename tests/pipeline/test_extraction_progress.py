@@ -15,7 +15,7 @@ from pipeline.extraction_progress import ExtractionProgress
 from pipeline.part_report import OF_VIEWS, BadImage, report_of
 from store.column import Column
 from store.commits import ObjectDigest, PartCommit
-from store.costs import Spent
+from store.costs import UNTIMED
 from store.store import Store
 from store.viewset import ViewSet
 from tests.store.tiny_store import column_spec, view_spec
@@ -100,7 +100,7 @@ def test_failures_are_told_once_until_there_are_more(
     with work.view() as progress:
         progress.begin_views(work.views, missing=range(10), engine="dask")
         bad = [BadImage(3, "a.jpg", "a.jpg: cannot be decoded"), BadImage(4, "b.jpg", "b.jpg: is empty")]
-        progress.landed(report_of(OF_VIEWS, 0, commit(0), bad=bad))
+        progress.landed(report_of(OF_VIEWS, 0, commit(0), spent=UNTIMED, bad=bad))
         work.log.seen(["one", "two"])
         for _ in range(2):
             clock[0] += 31
@@ -128,7 +128,7 @@ def test_a_terminal_gets_one_table(work: Work, clock: list[float], monkeypatch: 
             advance(2)
             clock[0] += 10
             progress.advance("a", 50)
-            progress.landed(report_of("a", 7, commit(7)))
+            progress.landed(report_of("a", 7, commit(7), spent=UNTIMED))
             assert "fit codec of b" in "".join(str(line) for line in lines_of(progress))
     lines = lines_of(progress)
     assert [" ".join(line.replace("━", "").split()) for line in lines] == [
@@ -150,7 +150,7 @@ def test_threads_may_tell_it(work: Work) -> None:
     def tell() -> None:
         for _ in range(1000):
             progress.advance("a", 1)
-        progress.finished("a", 1, commit(1), spent=Spent(2.0, 1.0))
+        progress.finished("a", 1, commit(1))
 
     with work.log, work.view() as progress:
         progress.begin_column(work.a, missing=range(10))
