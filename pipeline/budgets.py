@@ -130,7 +130,9 @@ def _or_raise(limit: Limit, key: str) -> str:
 
 
 def require_budgets(studies: Sequence[tuple[str, Study]], /) -> None:
-    """Refuse an extraction that would take more than it may: from shapes and a few drawn rows, without any trial.
+    """Refuse an extraction that would take more than it may, without any trial.
+
+    From shapes alone; where these leave room for a doubt, from a few drawn rows as well.
 
     Raises:
         BudgetError: It would.
@@ -140,7 +142,10 @@ def require_budgets(studies: Sequence[tuple[str, Study]], /) -> None:
         return
     # A cluster's workers have devices of their own.
     device = torch.device("cpu") if studies[0][1].extract.scheduler else pick_device(studies[0][1].device)
-    plan = survey(studies, device=device, done=False).plan
-    refusal = over_budget(plan, study_budget(studies[0][1], stores=plan.stores, device=device))
-    if refusal is not None:
-        raise BudgetError(refusal)
+    refusal = None
+    for draw in (False, True):
+        plan = survey(studies, device=device, done=False, draw=draw).plan
+        refusal = over_budget(plan, study_budget(studies[0][1], stores=plan.stores, device=device))
+        if refusal is None:
+            return
+    raise BudgetError(refusal)

@@ -17,9 +17,10 @@ from store.rows import ViewRow
 from store.spec import ViewSetSpec
 from store.tarball import build_tar
 
-__all__ = ["Drawn", "Sample", "image_cost"]
+__all__ = ["Drawn", "Sample", "image_bound", "image_cost"]
 
 _COST_ROWS = 4
+_IMAGE, _LABEL = 3, 6  # bytes a pixel: of an image, and of the widest label file, three float16
 
 
 class Sample(NamedTuple):
@@ -55,8 +56,15 @@ class Drawn(NamedTuple):
     seconds: float | None
 
 
+def image_bound(spec: ViewSetSpec, /) -> Drawn:
+    """What a row takes at most, from its shape; PNG and headers could add a few bytes to noise."""
+    height, width = view_size(spec)
+    size = (_IMAGE + _LABEL * len(spec.tasks)) * height * width
+    return Drawn(size, size, None)
+
+
 def image_cost(data: DataConfig, spec: ViewSetSpec, /) -> Drawn:
-    """Draw a few rows and weigh them; where their images cannot be used, count plain pixels instead."""
+    """Draw a few rows and weigh them; where their images cannot be used, ``image_bound``."""
     begun = time.perf_counter()
     try:
         drawn = draw_rows(data, spec, numbers=range(min(_COST_ROWS, spec.images)))
@@ -65,8 +73,7 @@ def image_cost(data: DataConfig, spec: ViewSetSpec, /) -> Drawn:
     seconds = (time.perf_counter() - begun) / max(1, len(drawn))
     rows = [row for row in drawn if row.error is None]
     if not rows:
-        height, width = view_size(spec)
-        return Drawn(3 * height * width, 3 * height * width, None)
+        return image_bound(spec)
     samples = [decode_sample(row.files, key=row.key, tasks=spec.tasks) for row in rows]
     decoded = sum(item.image.nbytes + sum(label.nbytes for label in item.labels.values()) for item in samples)
     return Drawn(_packed(rows) / len(rows), decoded / len(rows), seconds)

@@ -17,7 +17,7 @@ from pipeline.maps import EXACT, exact_column
 from pipeline.needs import Need, needs
 from pipeline.planning import Column, ColumnKey, Engine, Group, Plan, Stage, ViewKey, Views, Weights
 from pipeline.resources import processors
-from pipeline.samples import Drawn, image_cost
+from pipeline.samples import image_bound, image_cost
 from pipeline.sizes import RowSize, row_size
 from pipeline.targets import find_column
 from pipeline.viewsets import view_set_spec, view_size
@@ -47,18 +47,21 @@ class Survey:
     specs: dict[ViewKey, ViewSetSpec]
 
 
-def survey(studies: Sequence[tuple[str, Study]], /, *, device: torch.device, done: bool = True) -> Survey:
+def survey(
+    studies: Sequence[tuple[str, Study]], /, *, device: torch.device, done: bool = True, draw: bool = True
+) -> Survey:
     """Look at the stores of labelled studies; every view set and column once, however many studies need it.
 
     Args:
         done: Look at what is complete as well; else only what is missing is counted, and nothing if nothing is.
+        draw: Draw a few rows to know what images take; else that is a bound from their shape.
 
     Raises:
         PipelineError: A source cannot be read.
         TeacherError: A network takes no view of its size.
         StoreError: A store is damaged.
     """
-    look = _Look(studies, done=done)
+    look = _Look(studies, done=done, draw=draw)
     groups: list[Group] = []
     stages: list[Stage] = []
     for label, study in studies:
@@ -81,8 +84,8 @@ def survey(studies: Sequence[tuple[str, Study]], /, *, device: torch.device, don
 class _Look:
     """What was found so far."""
 
-    def __init__(self, studies: Sequence[tuple[str, Study]], *, done: bool) -> None:
-        self._done = done
+    def __init__(self, studies: Sequence[tuple[str, Study]], *, done: bool, draw: bool) -> None:
+        self._done, self._draw = done, draw
         self.data: dict[ViewKey, DataConfig] = {}
         self.specs: dict[ViewKey, ViewSetSpec] = {}
         self.columns: dict[ColumnKey, Column] = {}
@@ -114,11 +117,10 @@ class _Look:
     def _views(self, key: ViewKey) -> Views:
         spec, stored = self.specs[key], self._stored[key]
         missing, (height, width) = _missing(stored, spec), view_size(spec)
-        pixels = 3 * height * width
-        drawn = image_cost(self.data[key], spec) if missing or self._done else Drawn(pixels, pixels, None)
-        size = _stored_size(stored)
+        wanted = self._draw and (missing or self._done)
+        drawn, size = image_cost(self.data[key], spec) if wanted else image_bound(spec), _stored_size(stored)
         drawn = drawn if size is None else drawn._replace(stored=size)
-        return Views(spec.rows, missing, min(spec.rows_per_shard, spec.images), pixels, drawn)
+        return Views(spec.rows, missing, min(spec.rows_per_shard, spec.images), 3 * height * width, drawn)
 
     def _column(self, key: ViewKey, spec: TeacherSpec, codec: CodecChoice) -> Column | None:
         """A column; None where it is complete, and those are not asked for."""
@@ -128,10 +130,11 @@ class _Look:
         missing = _missing(stored, views)
         if not missing and not self._done:
             return None
-        cost = self._count(spec, view_size(views))
-        exact = choice_json(codec)["name"] != EXACT and _column_key(key, spec, EXACT) in self.columns
-        if store and view_set and missing and not exact:
-            exact = exact_column(store, spec, view_set=view_set, codec=codec) is not None
+        planned = choice_json(codec)["name"] != EXACT and _column_key(key, spec, EXACT) in self.columns
+        there = exact_column(store, spec, view_set=view_set, codec=codec) if store and view_set and missing else None
+        exact = planned or there is not None
+        # Whose teacher will not run need not be counted where just what is missing is asked.
+        cost = _stored_cost(there) if there and not self._done else self._count(spec, view_size(views))
         fits = min(make_fitter(codec, levels_of(cost)).rows, views.images) if is_fitted(codec) and not stored else 0
         return Column(spec, codec, views.rows, missing, _size(stored, cost, codec), cost, exact, fits, weights)
 
@@ -154,6 +157,11 @@ def open_store(where: str, /) -> Store | None:
 def levels_of(cost: Footprint, /) -> tuple[LevelSpec, ...]:
     """Shapes of a teacher's maps, as the store describes them."""
     return tuple(LevelSpec(components=channels, height=rows, width=columns) for channels, rows, columns in cost.maps)
+
+
+def _stored_cost(column: StoredColumn) -> Footprint:
+    """What reading a teacher's maps takes."""
+    return Footprint(0, 0, (0, 0), tuple(level.shape for level in column.spec.levels), 0)
 
 
 def _view_set(store: Store | None, spec: ViewSetSpec) -> ViewSet | None:

@@ -7,7 +7,7 @@ which takes as long, but says nothing of how its maps compress.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -26,7 +26,6 @@ from pipeline.samples import Sample
 from pipeline.sizes import RowSize
 from pipeline.survey import Survey, open_store
 from pipeline.tracking import progress_bar
-from pipeline.viewsets import view_size
 from sak.errors import SakError
 from sak.teachers.model import Teacher, load_teacher
 from sak.teachers.spec import TeacherSpec
@@ -73,15 +72,20 @@ def calibrated(found: Survey, /, *, terms: Terms) -> Plan:
         PipelineError: A source has no usable image.
         StoreError: A codec cannot represent a teacher's maps, or an exact column is damaged.
     """
-    plan, groups = found.plan, dict[tuple[str, tuple[int, int]], list[ColumnKey]]()
-    for key in plan.columns:
-        groups.setdefault((key.made, view_size(found.specs[key.views])), []).append(key)
+    plan, groups = found.plan, dict[tuple[object, ...], list[ColumnKey]]()
+    for key, item in plan.columns.items():
+        groups.setdefault((key.made, item.cost.input, item.cost.maps), []).append(key)
     wanted = [keys for keys in groups.values() if any(plan.columns[key].missing for key in keys)]
     columns = dict(plan.columns)
     with _threads(plan.engine.threads), progress_bar("teachers") as bar:
         shown = bar.add_task("calibrate", total=len(wanted))
         for keys in wanted:
-            columns |= _group(found, keys, terms)
+            absent = {key.made for key, item in columns.items() if item.weights == "missing"}
+            # What could not be fetched once is not asked for again.
+            own = {
+                key: columns[key]._replace(weights="missing") if key.made in absent else columns[key] for key in keys
+            }
+            columns |= _group(found, own, terms)
             bar.advance(shown)
     return dataclasses.replace(plan, columns=columns)
 
@@ -99,10 +103,9 @@ class _Maps(NamedTuple):
     real: bool
 
 
-def _group(found: Survey, keys: Sequence[ColumnKey], terms: Terms) -> dict[ColumnKey, Column]:
-    """Columns of one teacher over views of one size."""
-    columns = {key: found.plan.columns[key] for key in keys}
-    missing = [key for key in keys if columns[key].missing]
+def _group(found: Survey, columns: Mapping[ColumnKey, Column], terms: Terms) -> Mapping[ColumnKey, Column]:
+    """Columns of one teacher, and of one size of its input and maps."""
+    missing = [key for key, item in columns.items() if item.missing]
     live = next((key for key in missing if not columns[key].exact), None)
     first = live or missing[0]
     if live is None:
@@ -111,7 +114,9 @@ def _group(found: Survey, keys: Sequence[ColumnKey], terms: Terms) -> dict[Colum
         return columns
     else:
         batch = min(found.plan.engine.batch, terms.batch(columns[first]))
-        maps = _live(columns[first], Sample(found.data[first.views], found.specs[first.views], batch), terms)
+        sample = Sample(found.data[first.views], found.specs[first.views], batch)
+        least = min(sample.spec.images, 2 if any(is_fitted(item.codec) for item in columns.values()) else 1)
+        maps = _live(columns[first], sample, terms, least=least)
     result = {}
     for key, item in columns.items():
         # Maps of an exact column that is still to be made are not read yet: that time is not known, and small.
@@ -122,25 +127,30 @@ def _group(found: Survey, keys: Sequence[ColumnKey], terms: Terms) -> dict[Colum
     return result
 
 
-def _live(item: Column, sample: Sample, terms: Terms) -> _Maps:
-    seconds, clock, images = terms.seconds, Clock(terms.device), sample.spec.images
-    loaded = _load(item, terms.device)
-    one, trial = sample.pixels(range(1)), Clock(terms.device)
-    run_teacher(loaded.teacher, one)
-    trial.run("row", partial(run_teacher, loaded.teacher, one))
-    size = max(1, min(sample.batch, images, int(seconds / _BATCHES / trial.seconds("row"))))
+def _live(item: Column, sample: Sample, terms: Terms, *, least: int) -> _Maps:
+    """Maps of at least so many rows."""
+    clock, images, loaded = Clock(terms.device), sample.spec.images, _load(item, terms.device)
+
+    def run(step: str, first: int, count: int) -> list[Tensor]:
+        pixels = sample.pixels([row % images for row in range(first, first + count)])
+        return clock.run(step, partial(run_teacher, loaded.teacher, pixels))
+
+    run("warm-up", 0, 1)
+    one = run("one", 0, 1) if clock.seconds("warm-up") < terms.seconds else []
+    size = max(1, min(sample.batch, images, int(terms.seconds / _BATCHES / max(clock.seconds("one"), 1e-9))))
+    if not one:
+        size = 1  # so slow that warming up is nothing beside it
+    elif size > 1:
+        run("warm-up", 0, size)  # the first batch of a size is slow
     most = max(2, _KEEP_BYTES // (_FLOAT * item.cost.values))
     rows, kept = 0, list[list[Tensor]]()
-    while rows < min(2, images) or (clock.seconds("batch") < seconds and rows < _BATCHES * size):
-        pixels = sample.pixels([row % images for row in range(rows, rows + size)])
-        if not rows and size > 1:
-            run_teacher(loaded.teacher, pixels)  # the first batch of a size is slow
-        feats = clock.run("batch", partial(run_teacher, loaded.teacher, pixels))
+    while rows < least or (clock.seconds("batch") < terms.seconds and rows < _BATCHES * size):
+        feats = run("batch", rows, size)
         left = most - sum(len(held[0]) for held in kept)
         kept += [[feat[:left].cpu() for feat in feats]] if left > 0 else []
         rows += size
-    feats = [torch.cat(levels) for levels in zip(*kept, strict=True)]
-    return _Maps(feats, clock.seconds("batch") / rows, loaded.real)
+    maps = [torch.cat(levels) for levels in zip(*kept, strict=True)]
+    return _Maps(maps, clock.seconds("batch") / rows, loaded.real)
 
 
 def _stored(found: Survey, key: ColumnKey, *, device: torch.device) -> _Maps:

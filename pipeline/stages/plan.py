@@ -294,7 +294,10 @@ def _disk_lines(planned: Planned) -> Iterator[str]:
         if limit is not None:
             yield f"disk: {bytes_text(plan.disk(store))} to write of {bytes_text(limit.bytes)} ({limit.what}), {store}"
         disk, stages = planned.rates.get(store), [stage for stage in plan.stages if stage.views.store == store]
-        if disk is None or not stages:
+        if not stages:
+            continue
+        if disk is None:
+            yield "what the disk reads is not known: the store has nothing to read yet; give --disk-mb-s"
             continue
         how = "given" if planned.options.disk_mb_s is not None else "measured"
         most = max(stages, key=lambda stage: read_bytes(plan, stage))
