@@ -180,6 +180,8 @@ def extract(
         *([f"extract.max_disk={max_disk}"] if max_disk else []),
         *([f"extract.max_memory={max_memory}"] if max_memory else []),
     ]
+    if not dry_run and (as_json or disk_mb_s or not calibrate):
+        raise typer.BadParameter("--json, --no-calibrate and --disk-mb-s need --dry-run")
     if dry_run:
         loaded = _load(recipe, [*(overrides or []), *changes])
         raise typer.Exit(

@@ -36,7 +36,6 @@ from store.spec import ColumnSpec
 
 __all__ = ["Terms", "calibrated"]
 
-_SECONDS = 5.0
 _BATCHES = 3
 _KEEP_BYTES = 512 << 20
 _MOST_ROWS = 1 << 20
@@ -53,7 +52,7 @@ class Terms(NamedTuple):
 
     device: torch.device
     room: int | None
-    seconds: float = _SECONDS
+    seconds: float
 
     def batch(self, item: Column, /) -> int:
         """Rows of a teacher that fit in what its weights leave of half the room; 0 where none does."""

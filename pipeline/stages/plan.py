@@ -43,11 +43,13 @@ class PlanOptions(NamedTuple):
         calibrate: Run teachers and codecs on a few rows; else times are not known, and fitted codecs' sizes nominal.
         images_per_s: Rate of the students that will read.
         disk_mb_s: Megabytes a second that the store's disk gives; measured on the store's own files where it is None.
+        seconds: About how long each teacher runs in the trial, beside its warm-up.
     """
 
     calibrate: bool = True
     images_per_s: float = 2000.0
     disk_mb_s: float | None = None
+    seconds: float = 5.0
 
 
 class Planned(NamedTuple):
@@ -94,7 +96,7 @@ def plan_extract(studies: Sequence[tuple[str, Study]], /, *, options: PlanOption
     budget = study_budget(study, stores=plan.stores, device=device)
     if options.calibrate:
         room = budget.device if device.type == "cuda" else budget.memory
-        plan = calibrated(found, terms=Terms(device, None if room is None else room.bytes))
+        plan = calibrated(found, terms=Terms(device, None if room is None else room.bytes, options.seconds))
     given = options.disk_mb_s
     measured = {store: read_rate(store) if given is None else given * _MB for store in plan.stores}
     return Planned(
