@@ -17,6 +17,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.bench import bench_app
+from pipeline.commands.planning import (
+    Calibrate,
+    DiskRate,
+    DryRun,
+    ImagesPerSecond,
+    MaxDisk,
+    MaxMemory,
+    PlanJson,
+    show_plan,
+)
 from pipeline.commands.store import store_app
 from pipeline.commands.tables import print_table
 from pipeline.commands.teachers import teachers_app
@@ -62,6 +72,35 @@ Overrides = Annotated[
 Runs = Annotated[
     list[str] | None,
     typer.Option("--run", "-r", metavar="NAME", help="Only this run; repeat for several. All of them, if absent."),
+]
+
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-w",
+        min=1,
+        metavar="N",
+        help="Start N Dask workers on this machine; each makes whole shards, views and teachers, with its share of"
+        " the cores. As extract.engine=dask extract.workers=N.",
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Use a Dask cluster that exists: its scheduler's address, tcp://HOST:8786, or scheduler file (.json)."
+        " Its workers must see the store, images and weights under the same paths. As extract.engine=dask"
+        " extract.scheduler=ADDRESS.",
+    ),
+]
+GpuWorkers = Annotated[
+    bool,
+    typer.Option(
+        "--gpu-workers",
+        help="With --scheduler: teachers wait for workers with the resource GPU (dask worker --resources GPU=1)."
+        " Where a worker has it when the run starts, that goes without saying.",
+    ),
 ]
 
 
@@ -111,34 +150,16 @@ def extract(
     recipe: RecipeFile,
     overrides: Overrides = None,
     only: Runs = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            "-w",
-            min=1,
-            metavar="N",
-            help="Start N Dask workers on this machine; each makes whole shards, views and teachers, with its share of"
-            " the cores. As extract.engine=dask extract.workers=N.",
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Use a Dask cluster that exists: its scheduler's address, tcp://HOST:8786, or scheduler file (.json)."
-            " Its workers must see the store, images and weights under the same paths. As extract.engine=dask"
-            " extract.scheduler=ADDRESS.",
-        ),
-    ] = None,
-    gpu_workers: Annotated[
-        bool,
-        typer.Option(
-            "--gpu-workers",
-            help="With --scheduler: teachers wait for workers with the resource GPU (dask worker --resources GPU=1)."
-            " Where a worker has it when the run starts, that goes without saying.",
-        ),
-    ] = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    gpu_workers: GpuWorkers = False,
+    max_disk: MaxDisk = None,
+    max_memory: MaxMemory = None,
+    dry_run: DryRun = False,
+    calibrate: Calibrate = True,
+    images_per_s: ImagesPerSecond = 2000.0,
+    disk_mb_s: DiskRate = None,
+    as_json: PlanJson = False,
 ) -> None:
     """Write the views and teacher columns that a recipe reads into its store; done shards are never redone.
 
@@ -151,13 +172,24 @@ def extract(
 
     What happens (parts, bad images, failed tasks, workers lost) is appended to extract/events.jsonl in the recipe's
     folder, one JSON object a line: docs/extraction-events.md.
+
+    --dry-run writes nothing: it tells what is missing, bytes, arithmetic, hours, memory, read rates and pay-back.
     """
     changes = [
         *(["extract.engine=dask"] if workers or scheduler else []),
         *([f"extract.workers={workers}"] if workers else []),
         *([f"extract.scheduler={scheduler}"] if scheduler else []),
         *(["extract.gpu_workers=true"] if gpu_workers else []),
+        *([f"extract.max_disk={max_disk}"] if max_disk else []),
+        *([f"extract.max_memory={max_memory}"] if max_memory else []),
     ]
+    if not dry_run and (as_json or disk_mb_s or not calibrate):
+        raise typer.BadParameter("--json, --no-calibrate and --disk-mb-s need --dry-run")
+    if dry_run:
+        loaded = _load(recipe, [*(overrides or []), *changes])
+        raise typer.Exit(
+            show_plan(loaded, only or [], calibrate=calibrate, rates=(images_per_s, disk_mb_s), as_json=as_json)
+        )
     with _made_by("run", recipe, overrides):
         _stages(("extract",), _load(recipe, [*(overrides or []), *changes]), only)
 

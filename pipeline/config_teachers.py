@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from pipeline.config_checks import positive
+from pipeline.sizes import parse_bytes
 from sak.teachers.entry import Weights
 from sak.teachers.published import published_teacher
 from sak.teachers.registry import teacher_spec
@@ -160,7 +161,9 @@ class ExtractConfig:
     ``workers`` processes of this machine make shards. With engine ``process`` they decode and draw, and the teachers
     run in the command's own process; with ``dask`` each of them does all of it. ``scheduler`` names a Dask cluster that
     is used in place of own workers: its address, or its scheduler file. ``gpu_workers`` keeps teachers off its workers
-    that do not declare the resource GPU, also when none has yet.
+    that do not declare the resource GPU, also when none has yet. ``max_disk`` and ``max_memory`` are budgets in bytes,
+    ``2TB`` or ``16GB``: what may be added to the store, and taken by all processes here; where they are left out, what
+    is free on a local store's disk and in this machine's memory. An extraction that needs more does not begin.
     """
 
     codec: CodecValue = "int8"
@@ -169,8 +172,13 @@ class ExtractConfig:
     engine: Literal["process", "dask"] = "process"
     scheduler: str | None = None
     gpu_workers: bool = False
+    max_disk: int | float | str | None = None
+    max_memory: int | float | str | None = None
 
     def __post_init__(self) -> None:
+        for key, budget in (("extract.max_disk", self.max_disk), ("extract.max_memory", self.max_memory)):
+            if budget is not None:
+                parse_bytes(budget, key=key)
         positive("extract", {"batch": self.batch, "workers": self.workers})
         choice_json(self.codec)
         if self.engine == "process" and self.scheduler is not None:

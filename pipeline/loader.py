@@ -25,7 +25,7 @@ from pipeline.tensors import to_tensors
 from store.order import epoch_rows
 from store.viewset import ViewSet
 
-__all__ = ["Batch", "Loader", "load_samples"]
+__all__ = ["Batch", "Loader", "load_samples", "loader_bytes"]
 
 _AHEAD = 4
 _KEEP_BYTES = 1 << 30
@@ -55,6 +55,19 @@ def load_samples(view_set: ViewSet | LiveViews, rows: Sequence[int], /, *, tasks
         assert not tasks, "live views have no labels"
         return view_set.load(rows)
     return [decode_sample(row.files, key=row.key, tasks=tasks) for row in view_set.read_rows(rows)]
+
+
+def loader_bytes(rows: int, /, *, batch: int, image: int, encoded: int, accelerator: bool) -> int:
+    """Memory that a loader takes at most: samples kept decoded, and the batches on their way.
+
+    Args:
+        rows: Of the view set.
+        image: Bytes of a decoded image with its labels.
+        encoded: Bytes of a row's targets as stored, unpacked.
+        accelerator: Whether batches are read ahead of the step.
+    """
+    batches = _AHEAD + 2 if accelerator else 1  # one in the making, and one in use
+    return min(_KEEP_BYTES, rows * image) + batches * batch * (image + encoded)
 
 
 @dataclass(slots=True)

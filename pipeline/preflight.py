@@ -1,7 +1,7 @@
 """What can be known to be wrong before any work is done: the faults of all runs at once.
 
 A mistake in the last stage of the last run would otherwise show when everything before it has been computed. Nothing
-here reads an image, allocates a network or loads weights.
+here allocates a network or loads weights, and images are looked at only to tell what theirs will take.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.budgets import require_budgets
 from pipeline.config import DataConfig, Study
 from pipeline.errors import EXPECTED, RecipeError
 from pipeline.identity import distill_dir, finetune_dir
@@ -35,6 +36,7 @@ def preflight(studies: Sequence[tuple[str, Study]], out: Path, /, *, stages: Seq
 
     Raises:
         RecipeError: Something is wrong; the message lists every fault, with the runs that have it unless all do.
+        BudgetError: Nothing is wrong, but what is to be extracted takes more disk or memory than it may.
     """
     found: dict[str, list[str]] = {}
     for label, study in studies:
@@ -49,6 +51,8 @@ def preflight(studies: Sequence[tuple[str, Study]], out: Path, /, *, stages: Seq
         raise RecipeError(lines[0])
     if lines:
         raise RecipeError(f"{len(lines)} faults, found before any work:\n" + "\n".join(f"  {line}" for line in lines))
+    if "extract" in stages:
+        require_budgets(studies)
 
 
 def _trial(call: Callable[[], object], *, key: str = "") -> Iterator[str]:

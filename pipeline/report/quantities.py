@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["bytes_text", "count_text", "fixed_text", "gain_symbol", "gain_text", "ratio_text", "seconds_text"]
+__all__ = ["DASH", "bytes_text", "count_text", "fixed_text", "gain_symbol", "gain_text", "ratio_text", "seconds_text"]
 
 DASH = "–"
 MINUS = "\u2212"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 from rich.table import Table
 
 from pipeline.report.quantities import bytes_text, count_text
+from pipeline.sizes import KLT_BITS, row_size
 from pipeline.tracking import progress_bar
 from sak.errors import TeacherError, UnknownNameError
 from sak.teachers.constants import HALF
@@ -24,18 +25,14 @@ from sak.teachers.published import PUBLISHED
 from sak.teachers.registry import TEACHERS
 from sak.teachers.spec import TeacherSpec
 from store.codecs.base import LevelSpec
-from store.codecs.registry import choose_codec
 
-__all__ = ["KLT_BITS", "About", "Found", "about_teacher", "about_teachers", "find_teachers", "info_table", "ls_table"]
+__all__ = ["About", "Found", "about_teacher", "about_teachers", "find_teachers", "info_table", "ls_table"]
 
 About: TypeAlias = Mapping[str, Any]
 """What is known of a teacher, as JSON values."""
 
-KLT_BITS = 1.3
-"""Bits a value of ``klt`` at its default error, measured on SAM2-Hiera maps (docs/studies/codec_search.md)."""
-
 _STUDENT_CELL = 16  # pixels a side of a token of the students
-_PLAIN_CODECS = ("fp16", "int8", "int4")
+_CODECS = ("fp16", "int8", "int4", "klt")
 _RANDOM = Weights(random=0)  # what a teacher costs is the same with any weights
 
 
@@ -227,12 +224,7 @@ def _recipe(item: Found) -> str:
 
 def _bytes(maps: Sequence[tuple[int, int, int]]) -> dict[str, int]:
     levels = [LevelSpec(components=channels, height=rows, width=columns) for channels, rows, columns in maps]
-    found = {}
-    for name in _PLAIN_CODECS:
-        codec = choose_codec(name)
-        parts = [part for index, level in enumerate(levels) for part in codec.parts(level, index=index).values()]
-        found[name] = sum(part.row_bytes for part in parts)
-    return {**found, "klt": round(sum(level.values for level in levels) * KLT_BITS / 8)}
+    return {name: round(row_size(levels, codec=name).stored) for name in _CODECS}
 
 
 def _by(sizes: Sequence[int]) -> str:

@@ -14,14 +14,13 @@ from rich.table import Table
 from torch import Tensor
 
 from pipeline.calibration import KEEP_BYTES, Replay, fit_codecs, in_batches
-from pipeline.config import DataConfig, Study
+from pipeline.config import Study
 from pipeline.errors import PipelineError
 from pipeline.features import probe_levels, run_teacher
 from pipeline.needs import Need, needs
-from pipeline.pixels import decode_sample
 from pipeline.rates import LossKind, Rate, front, measure
 from pipeline.runtime import device_name, pick_device
-from pipeline.tensors import to_tensors
+from pipeline.samples import Sample
 from pipeline.tracking import ProgressBar, progress_bar
 from pipeline.tuning import (
     CANDIDATES,
@@ -35,7 +34,7 @@ from pipeline.tuning import (
     rate_cells,
     refined,
 )
-from pipeline.viewsets import draw_rows, view_set_spec, view_size
+from pipeline.viewsets import view_set_spec, view_size
 from sak.teachers.model import Teacher, load_teacher
 from store.codecs.base import Codec, Fitter
 from store.codecs.registry import CodecChoice, choice_json, choose_codec, is_fitted, make_fitter
@@ -61,7 +60,7 @@ def tune(study: Study, /, *, options: TuneOptions) -> Tuning:
         raise PipelineError(f"--teacher: expected some of {', '.join(study.teachers) or 'none'}, got {unknown}")
     device, stage = pick_device(study.device), study.distill or study.finetune
     loss = LossKind(stage.loss, stage.cosine) if stage else LossKind()
-    sample = _Sample(need.data, view_set_spec(need.data, labels=need.labels), study.extract.batch)
+    sample = Sample(need.data, view_set_spec(need.data, labels=need.labels), study.extract.batch)
     found = []
     for name in names:
         choices = _choices(study.codec(name))
@@ -90,25 +89,6 @@ def _choices(own: CodecChoice) -> list[CodecChoice]:
     return list({str(choice_json(choice)): choice for choice in (*CANDIDATES, own)}.values())
 
 
-class _Sample(NamedTuple):
-    """Rows of a view set, drawn when asked for."""
-
-    data: DataConfig
-    spec: ViewSetSpec
-    batch: int
-
-    def pixels(self, numbers: Sequence[int]) -> Tensor:
-        """Pixels ``(N, 3, H, W)`` uint8 of the rows that have an image.
-
-        Raises:
-            PipelineError: None has.
-        """
-        rows = [row for row in draw_rows(self.data, self.spec, numbers=numbers) if row.error is None]
-        if not rows:
-            raise PipelineError(f"tune: rows {numbers[0]} to {numbers[-1]} have no image; mend the source")
-        return to_tensors([decode_sample(row.files, key=row.key, tasks=()) for row in rows]).pixels
-
-
 class _Split(NamedTuple):
     """Rows to fit to, and rows of other images to measure on."""
 
@@ -132,7 +112,7 @@ def _split(spec: ViewSetSpec, *, rows: int, fit: int) -> _Split:
 class _Tuner:
     """One teacher's sample, and every codec on it."""
 
-    def __init__(self, teacher: Teacher, sample: _Sample, *, device: torch.device, loss: LossKind) -> None:
+    def __init__(self, teacher: Teacher, sample: Sample, *, device: torch.device, loss: LossKind) -> None:
         self._teacher, self._sample, self._device, self._loss = teacher, sample, device, loss
         self._levels = probe_levels(teacher, size=view_size(sample.spec))
         self._values = sum(level.values for level in self._levels)

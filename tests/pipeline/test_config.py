@@ -12,6 +12,7 @@ from PIL import Image
 
 import pipeline
 from pipeline import config
+from pipeline.budgets import require_budgets
 from pipeline.config import DistillConfig, FinetuneConfig, SourceConfig, TeacherConfig
 from pipeline.errors import RecipeError
 from pipeline.recipes import Recipe, recipe_from_mapping
@@ -57,6 +58,7 @@ def short(root: Path, *overrides: str) -> Recipe:
 def test_every_field_is_read_by_somebody(tmp_path: Path, reads: set[tuple[str, str]]) -> None:
     cached_source.cache_clear()
     recipe = short(tmp_path)
+    require_budgets([("sak", recipe.runs[0].study)])
     run_stages(recipe)
     report(recipe, tmp_path / "report.html")
     run_stages(short(tmp_path, "finetune.schedule=cosine", "finetune.warmup=0.5", f"out={tmp_path}/cosine"))

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline import preflight as module
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.recipes import Recipe
 from pipeline.stages.run import STAGES, prepare
+from sak.teachers.model import _build
+from sak.teachers.spec import TeacherSpec
 from tests.conftest import Finished
 from tests.tiny_recipe import tiny_recipe
 
@@ -114,6 +117,11 @@ def test_a_precision_for_another_machine_is_no_fault_of_what_is_done(
 def test_a_sound_recipe_passes_without_a_teacher_an_image_or_a_store(
     tmp_path: Path, no_teacher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def counted(spec: TeacherSpec) -> torch.nn.Module:
+        assert torch.empty(0).is_meta, "a teacher was given memory"
+        return _build(spec)
+
+    monkeypatch.setattr("sak.teachers.model._build", counted)
     monkeypatch.setattr("pipeline.images.scenes.render_scene", no_teacher)
     recipe = tiny_recipe(tmp_path)
     prepare(recipe, recipe.runs)

@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.stages.teachers import KLT_BITS, about_teacher, about_teachers, find_teachers, info_table, ls_table
+from pipeline.sizes import KLT_BITS
+from pipeline.stages.teachers import about_teacher, about_teachers, find_teachers, info_table, ls_table
 from sak.errors import TeacherError, UnknownNameError
 from sak.teachers.published import PUBLISHED
 from sak.teachers.registry import TEACHERS

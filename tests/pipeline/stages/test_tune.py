@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
+from pipeline import samples
 from pipeline.commands.store import store_app
 from pipeline.errors import PipelineError
 from pipeline.fidelity import column_fidelity
@@ -96,7 +97,7 @@ def test_no_image_is_both_fitted_to_and_measured_on(tmp_path: Path, monkeypatch:
         keys.append({row.key for row in rows})
         return rows
 
-    monkeypatch.setattr(module, "draw_rows", noting)
+    monkeypatch.setattr(samples, "draw_rows", noting)
     study = study_of(tmp_path, "data.distill.views=3", "extract.codec={name: centred, rows: 9}")
     (found,) = tune(study, options=TuneOptions(rows=50, teachers=("first",))).teachers
     assert (found.rows, found.fit_rows) == (5, 9), "a quarter of 22 images is held out, and 9 were wanted"
