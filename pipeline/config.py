@@ -27,6 +27,7 @@ __all__ = [
     "DistillConfig",
     "EvalConfig",
     "ExtractConfig",
+    "FeatureLossConfig",
     "FinetuneConfig",
     "LoraConfig",
     "RunConfig",

@@ -17,7 +17,7 @@ from sak.student.model import Student, build_student
 from sak.student.stem import stem_width
 from sak.weights import sha256_file
 
-__all__ = ["Normalise", "STAGE1_PARTS", "limit_training", "make_student", "student_identity", "student_spec"]
+__all__ = ["STAGE1_PARTS", "Normalise", "limit_training", "make_student", "student_identity", "student_spec"]
 
 STAGE1_PARTS = ("stem.", "paths.", "norms.", "aligners.")
 """What stage 1 trains and stage 2 goes on with."""

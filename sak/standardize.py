@@ -35,8 +35,7 @@ class Affine:
 
     def to(self, device: torch.device) -> Affine:
         """The same on a device."""
-        parts = (self.mean, self.scale, self.matrix)
-        return Affine(*(part if part is None else part.to(device) for part in parts))
+        return Affine.of_state({name: tensor.to(device) for name, tensor in self.state().items()})
 
     def state(self) -> dict[str, Tensor]:
         """Its tensors by name, for a file."""
@@ -119,10 +118,12 @@ def apply_affine(affine: Affine, maps_BCHW: Tensor, /) -> Tensor:
             f"standardization: expected maps of {len(affine.mean)} channels, got {maps_BCHW.shape[1]}; these statistics"
             " are of another teacher or level"
         )
+    turned_BCHW: Tensor
     with torch.autocast(maps_BCHW.device.type, enabled=False):
         centred_BCHW = maps_BCHW.float() - affine.mean.view(1, -1, 1, 1)
         if affine.matrix is not None:
-            return torch.einsum("kc,bchw->bkhw", affine.matrix, centred_BCHW)
+            turned_BCHW = torch.einsum("kc,bchw->bkhw", affine.matrix, centred_BCHW)
+            return turned_BCHW
         return centred_BCHW if affine.scale is None else centred_BCHW * affine.scale.view(1, -1, 1, 1)
 
 
@@ -182,8 +183,8 @@ def equalizing_rotation(variances: Sequence[float], /) -> Tensor:
     rotation = torch.eye(size, dtype=torch.float64)
     open_ = list(range(size))
     while len(open_) > 1:
-        low = min(open_, key=lambda index: float(matrix[index, index]))
-        high = max(open_, key=lambda index: float(matrix[index, index]))
+        diagonal = matrix.diagonal().tolist()
+        low, high = min(open_, key=diagonal.__getitem__), max(open_, key=diagonal.__getitem__)
         a, b, c = (float(matrix[i, j]) for i, j in ((low, low), (high, high), (low, high)))
         if b - target <= 0 or target - a <= 0:
             break

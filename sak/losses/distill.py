@@ -157,9 +157,7 @@ def _pair_loss(target_BCHW: Tensor, feat_BCHW: Tensor, *, kind: str, cosine: str
     distance = _cosine_distance(target_BCHW, feat_BCHW, cosine=cosine)
     if kind == "cos":
         return distance
-    return weights.cosine * distance + weights.l1 * functional.smooth_l1_loss(
-        feat_BCHW, target_BCHW, beta=weights.beta
-    )
+    return weights.cosine * distance + weights.l1 * functional.smooth_l1_loss(feat_BCHW, target_BCHW, beta=weights.beta)
 
 
 def _cosine_distance(target_BCHW: Tensor, feat_BCHW: Tensor, *, cosine: str) -> Tensor:

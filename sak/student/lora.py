@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +85,8 @@ class _Place(NamedTuple):
         setattr(self.owner, self.attribute, layer)
 
 
-def _places(stem: nn.Module, layers: Sequence[str]) -> Iterator[_Place]:
-    for index, block in enumerate(stem.blocks):  # type: ignore[arg-type]
+def _places(stem: Any, layers: Sequence[str]) -> Iterator[_Place]:
+    for index, block in enumerate(stem.blocks):
         for attribute in layers:
             owner = getattr(block, _OWNERS.get(attribute, ""), None)
             layer = getattr(owner, attribute, None)

@@ -120,9 +120,7 @@ class Student(nn.Module):
             tasks[task] = head(mixed_BNC, self.grid, size)
         return StudentOutput(aligned, tasks, gates)
 
-    def _states(
-        self, name: str, stages_BNC: list[Tensor], stem_BNC: list[Tensor], *, recompute: bool
-    ) -> list[Tensor]:
+    def _states(self, name: str, stages_BNC: list[Tensor], stem_BNC: list[Tensor], *, recompute: bool) -> list[Tensor]:
         if not self.paths:
             return stem_BNC
         states_BNC: list[Tensor] = self.paths[name](stages_BNC, self.levels, recompute=recompute)
@@ -166,9 +164,7 @@ def build_student(spec: StudentSpec, /, *, pretrained: bool = False, checkpoint:
         raise CheckpointError(
             f"stem {spec.stem}: expected either pretrained or a checkpoint, got both; drop one of them"
         )
-    stem = build_stem(
-        spec.stem, image_size=spec.image_size, overrides=spec.stem_overrides, pretrained=pretrained
-    )
+    stem = build_stem(spec.stem, image_size=spec.image_size, overrides=spec.stem_overrides, pretrained=pretrained)
     start = load_stem(stem, checkpoint) if checkpoint else None
     student = Student(stem, spec)
     student.start = start

@@ -105,7 +105,7 @@ def build_stem(
     return stem
 
 
-def load_stem(stem: nn.Module, path: Path, /) -> StemWeights:
+def load_stem(stem: Any, path: Path, /) -> StemWeights:
     """Load weights from a file (safetensors, or weights-only .pth) into a stem, all of them or nothing.
 
     The file may have timm's names or those of any layout that teachers come in (``sak.teachers.layouts``): OpenCLIP's,
@@ -118,7 +118,9 @@ def load_stem(stem: nn.Module, path: Path, /) -> StemWeights:
     converted = convert(state, where=f"stem: {path}")
     fitted = checkpoint_filter_fn(dict(converted.state), stem)
     report = load_strict(stem, fitted, where=str(path), drop=_AFTER_BLOCKS)
-    before, after = (tokens["pos_embed"].shape[1] if "pos_embed" in tokens else 0 for tokens in (converted.state, fitted))
+    before, after = (
+        tokens["pos_embed"].shape[1] if "pos_embed" in tokens else 0 for tokens in (converted.state, fitted)
+    )
     return StemWeights(converted.layout, len(report.matched), len(state), before if before != after else 0)
 
 
