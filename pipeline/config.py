@@ -27,7 +27,6 @@ __all__ = [
     "DistillConfig",
     "EvalConfig",
     "ExtractConfig",
-    "FeatureLossConfig",
     "FinetuneConfig",
     "LoraConfig",
     "RunConfig",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import DistillConfig, FeatureLossConfig, FinetuneConfig
-from pipeline.config_losses import CompileMode
+from pipeline.config import DistillConfig, FinetuneConfig
+from pipeline.config_losses import CompileMode, FeatureLossConfig
 from pipeline.errors import PipelineError
 from sak.losses.distill import LossWeights
 from sak.schedules import poly, reference_step, warmup_cosine

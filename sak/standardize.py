@@ -136,7 +136,8 @@ def _phi(covariance_CC: Tensor) -> Tensor:
     mixing_CC = hadamard(len(values_C))
     if mixing_CC is None:
         mixing_CC = equalizing_rotation(values_C.tolist())
-    return mixing_CC @ vectors_CC.T
+    turned_CC: Tensor = mixing_CC @ vectors_CC.T
+    return turned_CC
 
 
 def hadamard(order: int, /) -> Tensor | None:

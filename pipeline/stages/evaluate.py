@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import FeatureLossConfig, Study
+from pipeline.config import Study
+from pipeline.config_losses import FeatureLossConfig
 from pipeline.errors import NotDoneError, PipelineError
 from pipeline.identity import distill_dir, evaluate_dir, last_stage_dir
 from pipeline.loader import load_samples

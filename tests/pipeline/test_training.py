@@ -73,6 +73,7 @@ def test_compiling_needs_a_compiler_and_says_so(monkeypatch: pytest.MonkeyPatch)
         compiled(module, True, device=CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="needs a C++ compiler")
 def test_a_compiled_module_computes_and_learns_as_itself() -> None:
     torch.manual_seed(0)
