@@ -53,7 +53,7 @@ class Standards(NamedTuple):
 def kept_standards(
     config: DistillConfig, folder: Path, /, *, source: TargetSource, view_set: ViewSet | LiveViews, device: torch.device
 ) -> Standards:
-    """Stage 1's standards: those in its folder, else fitted to the first usable rows that the student sees, and kept."""
+    """Stage 1's standards: those in its folder, else fitted to the first usable rows that are seen, and kept there."""
     if config.standardize == "none":
         return Standards({})
     if not (folder / FILE).exists():
