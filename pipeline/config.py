@@ -14,7 +14,9 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import fraction, live_crops, not_negative, one_length, positive, rates
+from pipeline.config_checks import fraction, live_crops, not_negative, one_length, positive, rates, whole_epochs
+from pipeline.config_losses import CompileMode, FeatureLossConfig
+from pipeline.config_student import LoraConfig, StudentConfig
 from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Size, TeacherConfig
 from pipeline.views import ViewSpec
 from store.codecs.registry import choice_json
@@ -26,6 +28,7 @@ __all__ = [
     "EvalConfig",
     "ExtractConfig",
     "FinetuneConfig",
+    "LoraConfig",
     "RunConfig",
     "SourceConfig",
     "StudentConfig",
@@ -35,6 +38,8 @@ __all__ = [
 ]
 
 _START_LR = 1.25e-7  # the paper's, of stage 1
+_WARMUP = 2 / 30  # likewise
+_STANDARDIZE_ROWS = 256
 Targets = Literal["cached", "online"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -112,38 +117,24 @@ class DataSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class StudentConfig:
-    """The student: its stem (a plain timm ViT), adapter paths and routers.
-
-    ``teachers`` picks a subset of the recipe's teachers; ``None`` takes all of them. ``paths: none`` is the plain
-    single-path student. ``aligners: null`` adds linear aligners exactly when a teacher's width differs.
-    """
-
-    stem: str = "vit_small_patch16_384"
-    overrides: dict[str, int] = field(default_factory=dict)
-    checkpoint: str | None = None
-    pretrained: bool = False
-    levels: tuple[int, ...] = ()
-    teachers: tuple[str, ...] | None = None
-    paths: Literal["adapters", "none"] = "adapters"
-    down_ratio: int = 4
-    aligners: bool | None = None
-    router: Literal["mor", "none"] = "mor"
-    noisy_gating: bool = True
-    noise: Literal["image", "pixel"] = "image"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class DistillConfig:
+class DistillConfig(FeatureLossConfig):
     """Stage 1. The defaults are the paper's, but for the length, which depends on the data.
 
-    ``warmup`` is a fraction of all steps (the paper: 2 of 30 epochs). ``clip`` 0 means no gradient clipping.
-
-    ``crops`` shows the student other pixels than those that are stored, new ones in every epoch: ``fresh`` draws
-    ``data.distill.view`` from the images themselves and stores none, which takes live teachers, as published;
-    a ``random_resized_crop`` is cut from the stored views, and cached targets from their maps by the same box.
+    Attributes:
+        drop_last: An epoch has whole batches alone, as published: 30 of 1,281,167 images at 128 are 300,270 steps.
+        warmup: Fraction of all steps (the paper: 2 of 30 epochs); ``warmup_epochs`` says it in epochs instead.
+        reference_schedule: The published loop's rates, one step behind: its first two steps are at ``start_lr``.
+        clip: Largest L2 norm of the gradient; 0 for no clipping.
+        standardize: Targets as they are (``none``, as published), each channel to mean 0 and variance 1 (``channel``),
+            or all by one rotation and one scale (``phi-s``); statistics are of the view set's first
+            ``standardize_rows`` usable rows. Stage 2 goes on with the same ones.
+        teachers_per_step: How many teachers, drawn by seed and step, a step learns from; the others' columns are not
+            read, and the loss is scaled to be that of all on average.
+        crops: Shows the student other pixels than those that are stored, new ones in every epoch: ``fresh`` draws
+            ``data.distill.view`` from the images themselves and stores none, which takes live teachers, as published; a
+            ``random_resized_crop`` is cut from the stored views, and cached targets from their maps by the same box.
+        compile: torch.compile, for speed; rounding differs.
+        fused: AdamW in one kernel, for speed; rounding differs.
     """
 
     steps: int | None = None
@@ -152,18 +143,33 @@ class DistillConfig:
     lr: float = 1e-3
     start_lr: float = _START_LR
     end_lr: float = 1e-5
-    warmup: float = 2 / 30
+    drop_last: bool = False
+    warmup: float = _WARMUP
+    warmup_epochs: float | None = None
+    reference_schedule: bool = False
     weight_decay: float = 0.01
     clip: float = 0.0
-    loss: Literal["cos+l1", "cos", "l2"] = "cos+l1"
-    cosine: Literal["image", "token"] = "image"
+    standardize: Literal["none", "channel", "phi-s"] = "none"
+    standardize_rows: int = _STANDARDIZE_ROWS
+    teachers_per_step: Literal["all"] | int = "all"
     targets: Targets = "cached"
     crops: Literal["fresh"] | ViewSpec | None = None
     precision: Precision = "fp32"
+    compile: CompileMode = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         live_crops(self.crops, targets=self.targets)
+        self.check_loss("distill")
         one_length("distill", self.steps, self.epochs)
+        whole_epochs("distill", self.epochs, drop_last=self.drop_last)
+        if self.warmup_epochs is not None:
+            not_negative("distill", {"warmup_epochs": self.warmup_epochs})
+            if self.warmup != _WARMUP:
+                raise ValueError("distill: give warmup or warmup_epochs, not both")
+        positive("distill", {"standardize_rows": self.standardize_rows})
+        if self.standardize == "none" and self.standardize_rows != _STANDARDIZE_ROWS:
+            raise ValueError("distill.standardize_rows: nothing is standardized; drop it or set standardize")
         positive("distill", {"batch": self.batch, "lr": self.lr})
         not_negative("distill", {"weight_decay": self.weight_decay, "clip": self.clip})
         fraction("distill.warmup", self.warmup)
@@ -171,13 +177,13 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class FinetuneConfig:
+class FinetuneConfig(FeatureLossConfig):
     """Stage 2. The defaults are the paper's; ``tasks`` empty means every task of the data set.
 
     ``warmup``, ``start_lr`` and ``end_lr`` belong to the cosine schedule; poly falls from ``lr`` to 0 by ``power``.
 
     ``alpha`` weighs the cached (or online) teacher loss; at 0 no teacher features are read. ``stem_lr_scale``
-    multiplies the rate of everything that stage 1 trained.
+    multiplies the rate of everything that stage 1 trained. ``compile`` and ``fused`` are as in stage 1.
     """
 
     steps: int | None = None
@@ -194,12 +200,13 @@ class FinetuneConfig:
     clip: float = 10.0
     tasks: tuple[str, ...] = ()
     alpha: float = 1.0
-    loss: Literal["cos+l1", "cos", "l2"] = "cos+l1"
-    cosine: Literal["image", "token"] = "image"
     targets: Targets = "cached"
     precision: Precision = "fp32"
+    compile: CompileMode = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
+        self.check_loss("finetune")
         one_length("finetune", self.steps, self.epochs)
         positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
         not_negative("finetune", {"alpha": self.alpha, "weight_decay": self.weight_decay, "clip": self.clip})
@@ -292,12 +299,27 @@ class Study:
             )
         if self.finetune and not self.data.finetune:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
+        self._check_teacher_keys()
         for stage, data in (("distill", self.data.distill), ("finetune", self.data.finetune)):
             if getattr(self, stage) and data and self.data.eval and data.source.overlaps(self.data.eval.source):
                 raise ValueError(
                     f"data.eval.source and data.{stage}.source are the same images ({data.source.name}, split"
                     f" {data.source.split}), but scores need held-out ones; give eval another split, root or seed"
                 )
+
+    def _check_teacher_keys(self) -> None:
+        known = self.student_teachers
+        for stage, config in (("distill", self.distill), ("finetune", self.finetune)):
+            strange = [name for name in config.teacher_weights if name not in self.teachers] if config else []
+            if strange:
+                raise ValueError(f"{stage}.teacher_weights names {strange}, but the recipe's teachers are {[*known]}")
+            if config and known and all(config.teacher_weights.get(name, 1.0) == 0 for name in known):
+                raise ValueError(f"{stage}.teacher_weights: all are 0, so nothing would be learnt; raise one")
+        count = self.distill.teachers_per_step if self.distill else "all"
+        if count != "all" and not 1 <= count <= len(known):
+            raise ValueError(f"distill.teachers_per_step: expected all, or 1 to {len(known)} teachers, got {count}")
+        if self.student.lora is not None and not self.distill:
+            raise ValueError("student.lora: it is of stage 1, and there is no distill; drop one or give the other")
 
     @property
     def fresh_data(self) -> DataConfig | None:

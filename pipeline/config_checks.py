@@ -6,7 +6,7 @@ import math
 
 from pipeline.views import ViewSpec
 
-__all__ = ["fraction", "live_crops", "not_negative", "one_length", "positive", "rates"]
+__all__ = ["fraction", "live_crops", "not_negative", "one_length", "positive", "rates", "whole_epochs"]
 
 
 def positive(owner: str, values: dict[str, float | None]) -> None:
@@ -84,3 +84,13 @@ def live_crops(crops: str | ViewSpec | None, *, targets: str) -> None:
         raise ValueError(
             "distill.crops.photometric: no stored map can follow new colours; drop it, or store such views"
         )
+
+
+def whole_epochs(owner: str, epochs: float | None, *, drop_last: bool) -> None:
+    """Refuse to drop the last batch of each epoch where epochs are not whole, or not how the length is given.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    if drop_last and (epochs is None or epochs != int(epochs)):
+        raise ValueError(f"{owner}.drop_last needs {owner}.epochs, and whole ones, got {epochs}")

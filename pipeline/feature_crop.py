@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.config import Study
 from pipeline.errors import DataError
 from pipeline.live_views import CroppedViews, LiveViews
+from pipeline.sampling import TeacherDraw
 from pipeline.targets import Encoded, OnlineTargets, Targets, TargetSource, target_source, teacher_specs
 from pipeline.views import ViewDraw
 from sak.grids import crop_map
@@ -76,10 +77,10 @@ class CroppedTargets:
         """Those of the stored views."""
         return self._stored.columns
 
-    def read(self, rows: NDArray[np.int64], /) -> Encoded:
+    def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> Encoded:
         """Stored integers of the rows' whole views, and the boxes to cut."""
         boxes = crop_boxes(self._views.draws(rows))
-        return {**self._stored.read(self._views.stored_rows(rows)), _BOXES: [boxes._asdict()]}
+        return {**self._stored.read(self._views.stored_rows(rows), step=step), _BOXES: [boxes._asdict()]}
 
     def prefetch(self, parts: Sequence[int], /) -> None:
         """As the stored views'."""
@@ -94,15 +95,24 @@ class CroppedTargets:
 
 
 def seen_targets(
-    study: Study, stored: ViewSet | None, views: ViewSet | LiveViews, /, *, device: torch.device
+    study: Study,
+    stored: ViewSet | None,
+    views: ViewSet | LiveViews,
+    /,
+    *,
+    device: torch.device,
+    draw: TeacherDraw | None = None,
 ) -> TargetSource:
     """Targets of what a student sees in stage 1: of live teachers, stored ones, or such cut as the views are.
+
+    Args:
+        draw: The teachers of each step of training; None for all.
 
     Raises:
         MissingColumnError: As ``target_source``.
     """
     assert study.distill is not None
     if stored is None or study.distill.targets == "online":
-        return OnlineTargets(teacher_specs(study), device=device)
-    targets = target_source(study, stored, kind=study.distill.targets, device=device)
+        return OnlineTargets(teacher_specs(study), device=device, draw=draw)
+    targets = target_source(study, stored, kind=study.distill.targets, device=device, draw=draw)
     return CroppedTargets(targets, views) if isinstance(views, CroppedViews) else targets

@@ -25,6 +25,16 @@ __all__ = ["SCORING", "distill_dir", "evaluate_dir", "finetune_dir", "last_stage
 SCORING = 1
 # Routers come with the tasks: runs that differ only in them share stage 1.
 _STAGE2_ONLY = ("router", "noisy_gating", "noise")
+# Keys that came later count only where they are not at their default: results from before them keep their folders.
+_LATER = frozenset(
+    {
+        *("cosine_weight", "l1_weight", "beta", "teacher_weights", "level_weights"),
+        *("drop_last", "warmup_epochs", "reference_schedule", "standardize", "standardize_rows", "teachers_per_step"),
+        *("compile", "fused", "crops", "freeze", "lora"),
+    }
+)
+# What a result does not depend on: the names of statistics that are there themselves, and how gradients are had.
+_NO_RESULT = frozenset({"normalization", "checkpointing"})
 
 
 def distill_dir(study: Study, out: Path, /) -> StageDir:
@@ -37,7 +47,9 @@ def distill_dir(study: Study, out: Path, /) -> StageDir:
     assert config is not None
     assert data is not None
     view_set = view_set_spec(data, labels=False)
-    about = plain(study.student) | student_identity(study.student)
+    about = _shaping(study.student) | student_identity(study.student)
+    if study.student.freeze == "distilled":
+        about.pop("freeze")  # of stage 2
     inputs = {
         "training": TRAINING,
         "seed": study.seed,
@@ -45,7 +57,7 @@ def distill_dir(study: Study, out: Path, /) -> StageDir:
         "teachers": list(study.student_teachers),
         "targets": target_identity(study, view_set, kind=config.targets),
         "student": {key: value for key, value in about.items() if key not in _STAGE2_ONLY},
-        "distill": plain(config),
+        "distill": _shaping(config),
     }
     return StageDir.of(out, "distill", inputs=inputs)
 
@@ -69,8 +81,8 @@ def finetune_dir(study: Study, out: Path, /) -> StageDir:
         "teachers": list(study.student_teachers) if has_teachers else [],
         "targets": target_identity(study, view_set, kind=config.targets) if study.final_targets else None,
         "stage1": distill_dir(study, out).fingerprint if study.distill else None,
-        "student": plain(study.student) | student_identity(study.student),
-        "finetune": plain(config),
+        "student": _shaping(study.student) | student_identity(study.student),
+        "finetune": _shaping(config),
     }
     return StageDir.of(out, "finetune", inputs=inputs)
 
@@ -114,6 +126,17 @@ def target_identity(study: Study, view_set: ViewSetSpec, /, *, kind: str) -> obj
 def _views(spec: ViewSetSpec) -> str:
     """Which rows are read: the name of a view set does not say how many views of it."""
     return spec.name if spec.views == 1 else f"{spec.name}, {spec.views} views"
+
+
+def _shaping(config: object, /) -> dict[str, object]:
+    """The keys of a configuration that shape a result, as JSON-ready data."""
+    assert dataclasses.is_dataclass(config)
+    found = plain(config)
+    for item in dataclasses.fields(config):
+        made = item.default_factory() if callable(item.default_factory) else item.default
+        if item.name in _NO_RESULT or (item.name in _LATER and getattr(config, item.name) == made):
+            del found[item.name]
+    return found
 
 
 def plain(config: object, /) -> dict[str, object]:

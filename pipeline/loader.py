@@ -204,7 +204,7 @@ class Loader:
     def _read(self, step: int) -> Batch:
         rows = self.rows(step)
         pixels, labels = to_tensors(self._samples.get(rows.tolist()))
-        encoded = self._targets.read(rows) if self._targets else {}
+        encoded = self._targets.read(rows, step=step) if self._targets else {}
         batch = Batch(step, rows, pixels, labels, encoded)
         return _pinned(batch) if self._device.type == "cuda" else batch
 

@@ -54,6 +54,7 @@ class TrainPlan:
         rate: Step to learning rate.
         groups: Parameter groups as (parameters, factor on the rate).
         clip: Largest L2 norm of the gradient; 0 for no clipping.
+        fused: AdamW in one kernel; its rounding is another.
     """
 
     steps: int
@@ -63,13 +64,20 @@ class TrainPlan:
     clip: float
     precision: str
     track: TrackConfig
+    fused: bool = False
 
 
-def steps_of(steps: int | None, epochs: float | None, /, *, images: int, batch: int) -> int:
-    """Optimiser steps; an epoch is one pass over as many rows as there are images, whatever their number of views."""
+def steps_of(steps: int | None, epochs: float | None, /, *, images: int, batch: int, drop_last: bool = False) -> int:
+    """Optimiser steps; an epoch is one pass over as many rows as there are images, whatever their number of views.
+
+    Args:
+        drop_last: An epoch ends with its last whole batch.
+    """
     if steps is not None:
         return steps
     assert epochs is not None
+    if drop_last:
+        return max(1, int(epochs) * (images // batch))
     return max(1, round(epochs * images / batch))
 
 
@@ -152,7 +160,9 @@ class _Run:
 
     def __post_init__(self) -> None:
         groups = [{"params": list(parameters), "factor": factor} for parameters, factor in self.plan.groups]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=self.plan.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, weight_decay=self.plan.weight_decay, fused=self.plan.fused or None
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.plan.precision == "fp16")
 
     def resume(self) -> int:

@@ -2,6 +2,9 @@
 
 A recipe is one YAML mapping. ``name``, ``out``, ``runs``, ``baselines`` and ``summary`` belong to the recipe as a
 whole; all other keys describe the ``Study`` that every run starts from. Each run sets dotted keys on top.
+
+``base: FILE``, a path relative to the recipe's own folder, takes another recipe's keys where the recipe has none:
+mappings are merged key by key, everything else is replaced whole. ``name`` and ``out`` are never another's.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ __all__ = ["Recipe", "RunPlan", "load_recipe", "parse_override", "recipe_from_ma
 
 T = TypeVar("T")
 
-_DEEPEST, _MOST = 32, 100_000
+_DEEPEST, _MOST, _BASES = 32, 100_000, 8
 _RECIPE_KEYS = ("name", "out", "runs", "baselines", "summary")
 _STUDY = TypeAdapter(Study)
 _RUNS = TypeAdapter(dict[str, RunConfig])
@@ -88,15 +91,48 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: The file is absent or not YAML, or keys or values are wrong; every fault is named with its path.
     """
+    return recipe_from_mapping(_with_bases(path, ()), overrides=overrides, where=str(path))
+
+
+def _with_bases(path: Path, above: tuple[Path, ...]) -> object:
+    """A recipe file's keys on top of those of its bases; ``above`` are the files that name it, outermost first."""
+    raw = _read(path, above)
+    base = raw.pop("base", None) if isinstance(raw, dict) else None
+    if base is None or not isinstance(raw, dict):
+        return raw
+    if not isinstance(base, str) or not base or Path(base).is_absolute():
+        raise RecipeError(f"{path}: base: expected a recipe's path relative to this file's folder, got {base!r}")
+    files = (*above, path)
+    found = path.parent / base
+    if len(files) > _BASES or found.resolve() in [file.resolve() for file in files]:
+        chain = " -> ".join(str(file) for file in (*files, found))
+        raise RecipeError(f"{path}: base: expected at most {_BASES} bases, none of them twice, got {chain}")
+    below = _with_bases(found, files)
+    if not isinstance(below, dict):
+        raise RecipeError(f"{found}: expected a mapping of keys at the top, got {type(below).__name__}")
+    return _merged({key: value for key, value in below.items() if key not in ("name", "out")}, raw)
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> object:
+    named = f", the base of {above[-1]}" if above else "; the shipped ones are in workflows/"
     try:
         raw = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecipeError(f"{path}: no such recipe; the shipped ones are in workflows/") from error
+        raise RecipeError(f"{path}: no such recipe{named}") from error
     except RecursionError as error:
         raise RecipeError(f"{path}: cannot be read as YAML: nested too deep") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    return recipe_from_mapping(raw, overrides=overrides, where=str(path))
+    return _unshared(raw, where=str(path)) if isinstance(raw, dict) else raw
+
+
+def _merged(below: Mapping[Any, object], above: Mapping[Any, object]) -> dict[Any, object]:
+    """Mappings merged key by key, ``above`` first in rank and ``below`` first in order."""
+    merged = dict(below)
+    for key, value in above.items():
+        other = merged.get(key)
+        merged[key] = _merged(other, value) if isinstance(other, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def recipe_from_mapping(raw: object, *, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import StudentConfig
+from pipeline.tracking import CONSOLE
 from sak.spec import StudentSpec
+from sak.student.lora import add_lora
 from sak.student.model import Student, build_student
 from sak.student.stem import stem_width
 from sak.weights import sha256_file
 
-__all__ = ["Normalise", "make_student", "student_identity", "student_spec"]
+__all__ = ["STAGE1_PARTS", "Normalise", "limit_training", "make_student", "student_identity", "student_spec"]
+
+STAGE1_PARTS = ("stem.", "paths.", "norms.", "aligners.")
+"""What stage 1 trains and stage 2 goes on with."""
 
 
 class Normalise(nn.Module):
@@ -73,7 +79,31 @@ def make_student(config: StudentConfig, spec: StudentSpec, /, *, seed: int, load
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         checkpoint = Path(config.checkpoint) if config.checkpoint and load_stem else None
-        return build_student(spec, pretrained=config.pretrained and load_stem, checkpoint=checkpoint)
+        student = build_student(spec, pretrained=config.pretrained and load_stem, checkpoint=checkpoint)
+    if student.start is not None:
+        CONSOLE.print(f"student: stem from {checkpoint}: {student.start.summary()}")
+    student.checkpointing = config.checkpointing
+    return student
+
+
+def limit_training(student: Student, config: StudentConfig, /, *, stage: Literal[1, 2], seed: int) -> None:
+    """Freeze what a stage shall not train, and add the stem's low-rank updates in stage 1.
+
+    A frozen parameter gets no gradient and no state of the optimiser.
+
+    Raises:
+        SakError: The stem cannot take the low-rank updates.
+    """
+    if config.freeze == "stem":
+        student.stem.requires_grad_(False)
+    elif config.freeze == "distilled" and stage == 2:
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(not name.startswith(STAGE1_PARTS))
+    if config.lora is not None and stage == 1:
+        lora = config.lora
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            add_lora(student.stem, rank=lora.rank, alpha=lora.alpha, layers=lora.layers)
 
 
 def student_identity(config: StudentConfig, /) -> dict[str, object]:

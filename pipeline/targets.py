@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.config import Study
 from pipeline.mismatch import difference, nearest
+from pipeline.sampling import TeacherDraw
 from sak.teachers.identity import teacher_identity
 from sak.teachers.model import Teacher, load_teacher
 from sak.teachers.spec import TeacherSpec
@@ -61,8 +62,12 @@ class TargetSource(Protocol):
         """Columns that are read; none for live teachers."""
         ...
 
-    def read(self, rows: NDArray[np.int64], /) -> Encoded:
-        """Stored integers of these rows; called in the loader's thread. Empty when nothing is stored."""
+    def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> Encoded:
+        """Stored integers of these rows; called in the loader's thread. Empty when nothing is stored.
+
+        Args:
+            step: Of training, which may learn from some of the teachers only: nothing of the others is read.
+        """
         ...
 
     def prefetch(self, parts: Sequence[int], /) -> None:
@@ -70,15 +75,22 @@ class TargetSource(Protocol):
         ...
 
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
-        """Teacher to a list of float32 maps ``(B, C, h, w)`` on the device of ``pixels_BCHW`` (uint8)."""
+        """Teacher to a list of float32 maps ``(B, C, h, w)`` on the device of ``pixels_BCHW`` (uint8).
+
+        Of the teachers that ``encoded`` names; of all where it names none.
+        """
         ...
 
 
 class CachedTargets:
-    """Targets decoded from columns; builds no teacher."""
+    """Targets decoded from columns; builds no teacher.
 
-    def __init__(self, columns: Mapping[str, Column]) -> None:
-        self._columns = dict(columns)
+    Args:
+        draw: The teachers of each step of training; None for all.
+    """
+
+    def __init__(self, columns: Mapping[str, Column], *, draw: TeacherDraw | None = None) -> None:
+        self._columns, self._draw = dict(columns), draw
 
     @property
     def widths(self) -> Mapping[str, tuple[int, ...]]:
@@ -90,14 +102,15 @@ class CachedTargets:
         """The columns, in the order of the teachers."""
         return tuple(self._columns.values())
 
-    def read(self, rows: NDArray[np.int64], /) -> Encoded:
+    def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> Encoded:
         """Encoded parts of the rows, in their order."""
+        names = self._columns if self._draw is None or step is None else self._draw(step)
         return {
             name: [
                 {part: torch.from_numpy(np.ascontiguousarray(array)) for part, array in level.items()}
-                for level in column.read(rows.tolist())
+                for level in self._columns[name].read(rows.tolist())
             ]
-            for name, column in self._columns.items()
+            for name in names
         }
 
     def prefetch(self, parts: Sequence[int], /) -> None:
@@ -120,9 +133,16 @@ class CachedTargets:
 
 
 class OnlineTargets:
-    """Targets computed by live teachers from the very pixels that the columns were made from."""
+    """Targets computed by live teachers from the very pixels that the columns were made from.
 
-    def __init__(self, specs: Mapping[str, TeacherSpec], *, device: torch.device) -> None:
+    Args:
+        draw: The teachers of each step of training; None for all.
+    """
+
+    def __init__(
+        self, specs: Mapping[str, TeacherSpec], *, device: torch.device, draw: TeacherDraw | None = None
+    ) -> None:
+        self._draw = draw
         self._teachers: dict[str, Teacher] = {
             name: load_teacher(spec, device=str(device)) for name, spec in specs.items()
         }
@@ -137,17 +157,17 @@ class OnlineTargets:
         """None."""
         return ()
 
-    def read(self, rows: NDArray[np.int64], /) -> Encoded:
-        """Nothing is stored."""
-        return {}
+    def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> Encoded:
+        """Nothing is stored; the names of the step's teachers where they are not all."""
+        return {} if self._draw is None or step is None else {name: [] for name in self._draw(step)}
 
     def prefetch(self, parts: Sequence[int], /) -> None:
         """Nothing is stored."""
 
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
-        """Run every teacher on the batch, in full precision whatever the student's autocast."""
+        """Run teachers on the batch, in full precision whatever the student's autocast."""
         with torch.no_grad(), torch.autocast(pixels_BCHW.device.type, enabled=False):
-            return {name: teacher(pixels_BCHW) for name, teacher in self._teachers.items()}
+            return {name: self._teachers[name](pixels_BCHW) for name in encoded or self._teachers}
 
 
 def codec_label(codec: CodecChoice, /) -> str:
@@ -244,12 +264,17 @@ def study_columns(study: Study, /, *, view_set: ViewSetSpec) -> dict[str, Column
     return find_columns(Store.open(study.store), list(specs.values()), view_set=view_set, codecs=codecs)
 
 
-def target_source(study: Study, view_set: ViewSet, /, *, kind: str, device: torch.device) -> TargetSource:
+def target_source(
+    study: Study, view_set: ViewSet, /, *, kind: str, device: torch.device, draw: TeacherDraw | None = None
+) -> TargetSource:
     """Targets of the student's teachers over a view set: stored, or (``kind="online"``) from live teachers.
+
+    Args:
+        draw: The teachers of each step of training; None for all.
 
     Raises:
         MissingColumnError: As ``study_columns``.
     """
     if kind == "online":
-        return OnlineTargets(teacher_specs(study), device=device)
-    return CachedTargets(study_columns(study, view_set=view_set.spec))
+        return OnlineTargets(teacher_specs(study), device=device, draw=draw)
+    return CachedTargets(study_columns(study, view_set=view_set.spec), draw=draw)

@@ -14,14 +14,17 @@ from pipeline.live_views import seen_views
 from pipeline.loader import Batch, Loader
 from pipeline.loop import TrainPlan, length_line, steps_of, train
 from pipeline.runtime import pick_device, seed_everything
+from pipeline.sampling import TeacherDraw
 from pipeline.stagedir import StageDir
-from pipeline.students import Normalise, make_student, student_spec
+from pipeline.standards import Standards, kept_standards
+from pipeline.students import Normalise, limit_training, make_student, student_spec
 from pipeline.tracking import CONSOLE
+from pipeline.training import compiled, distill_rate, loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import cached_source, complete_views, view_size
 from sak.losses.distill import distill_loss
-from sak.schedules import warmup_cosine
-from sak.student.model import parameter_counts
+from sak.student.lora import merge_lora
+from sak.student.model import Student, parameter_counts
 from sak.weights import save_weights
 
 __all__ = ["distill"]
@@ -46,53 +49,59 @@ def distill(study: Study, out: Path, /, *, label: str) -> StageDir:
         CONSOLE.print(f"{label}: distill is done ({stage.path}), skipped")
         return stage
     device = pick_device(study.device)
-    steps = steps_of(config.steps, config.epochs, images=len(cached_source(data.source).keys()), batch=config.batch)
+    images = len(cached_source(data.source).keys())
+    steps = steps_of(config.steps, config.epochs, images=images, batch=config.batch, drop_last=config.drop_last)
     stored = None if config.crops == "fresh" else complete_views(study, data, labels=False)
     view_set = seen_views(config, data, stored, steps=steps)
-    targets = seen_targets(study, stored, view_set, device=device)
+    draw = _draw(study, config)
+    targets = seen_targets(study, stored, view_set, device=device, draw=draw)
     spec = student_spec(study.student, image_size=view_size(view_set.spec), widths=targets.widths, tasks={})
-    student = make_student(study.student, spec, seed=study.seed, load_stem=True).to(device)
+    student = make_student(study.student, spec, seed=study.seed, load_stem=True)
+    limit_training(student, study.student, stage=1, seed=study.seed)
+    student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed, targets=targets, device=device)
-    plan = _plan(study, config, student.parameters(), steps=steps)
+    plan = _plan(study, config, student, steps=steps, images=images)
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
+    forward = compiled(student, config.compile, device=device)
+    weights = loss_weights(config, teachers=study.student_teachers, scale=draw.scale if draw else 1.0)
+    standards = Standards({})
 
     def losses(batch: Batch) -> Mapping[str, Tensor]:
-        aligned = student(normalise(batch.pixels)).aligned
-        wanted = targets.targets(batch.encoded, batch.pixels)
-        return distill_loss(wanted, aligned, config.loss, cosine=config.cosine)
+        aligned = forward(normalise(batch.pixels), teachers=draw(batch.step) if draw else None).aligned
+        wanted = standards(targets.targets(batch.encoded, batch.pixels))
+        return distill_loss(wanted, aligned, config.loss, cosine=config.cosine, weights=weights)
 
     CONSOLE.print(
         f"{label}: distill {length_line(view_set, steps=steps, batch=config.batch)}; {config.targets} targets"
     )
     with stage.work(device=device) as record:
         record |= record_uses(study, stage, view_set=stored, targets=targets)
+        standards = kept_standards(config, stage.path, source=targets, view_set=view_set, device=device)
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: distill")
+        merge_lora(student.stem)
         state = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
         save_weights(stage.path / "student.safetensors", state, metadata={"stage": "distill"})
-        images = steps * config.batch
-        record |= {"spec": spec.to_dict(), "steps": steps, "images": images, "parameters": parameter_counts(student)}
+        record |= {"spec": spec.to_dict(), "steps": steps, "images": steps * config.batch}
+        record |= {"parameters": parameter_counts(student)}
     return stage
 
 
-def _plan(study: Study, config: DistillConfig, parameters: object, *, steps: int) -> TrainPlan:
-    def rate(step: int) -> float:
-        return warmup_cosine(
-            step,
-            total=steps,
-            warmup=round(config.warmup * steps),
-            peak=config.lr,
-            start=config.start_lr,
-            end=config.end_lr,
-        )
+def _draw(study: Study, config: DistillConfig) -> TeacherDraw | None:
+    if config.teachers_per_step == "all":
+        return None
+    return TeacherDraw(teachers=study.student_teachers, count=config.teachers_per_step, seed=study.seed)
 
+
+def _plan(study: Study, config: DistillConfig, student: Student, *, steps: int, images: int) -> TrainPlan:
     return TrainPlan(
         steps=steps,
-        rate=rate,
-        groups=[(list(parameters), 1.0)],  # type: ignore[call-overload]
+        rate=distill_rate(config, steps=steps, images=images),
+        groups=[([parameter for parameter in student.parameters() if parameter.requires_grad], 1.0)],
         weight_decay=config.weight_decay,
         clip=config.clip,
         precision=config.precision,
         track=study.track,
+        fused=config.fused,
     )

@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Study
+from pipeline.config_losses import FeatureLossConfig
 from pipeline.errors import NotDoneError, PipelineError
-from pipeline.identity import evaluate_dir, last_stage_dir
+from pipeline.identity import distill_dir, evaluate_dir, last_stage_dir
 from pipeline.loader import load_samples
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir, write_json
+from pipeline.standards import Standards, read_standards
 from pipeline.students import Normalise
 from pipeline.targets import TargetSource, target_source
 from pipeline.tensors import to_tensors
 from pipeline.tracking import CONSOLE, progress_bar
+from pipeline.training import loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views
 from sak.losses.distill import distill_loss
@@ -59,7 +62,10 @@ def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
     kind = study.final_targets
     targets = target_source(study.scored, view_set, kind=kind, device=device) if kind else None
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
-    scorer = _Scorer(student, normalise, view_set, targets, _loss_kind(study))
+    standards = Standards({})
+    if targets is not None and study.distill is not None:
+        standards = read_standards(study.distill, distill_dir(study, out).path, device=device)
+    scorer = _Scorer(student, normalise, view_set, targets, standards, _loss_config(study))
     with stage.work(device=device) as extra:
         before = last_stage_dir(study, out)
         extra |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
@@ -90,10 +96,10 @@ def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Studen
     return student.to(device).eval(), record
 
 
-def _loss_kind(study: Study) -> tuple[str, str]:
+def _loss_config(study: Study) -> FeatureLossConfig:
     config = study.finetune or study.distill
     assert config is not None
-    return config.loss, config.cosine
+    return config
 
 
 def decode_predictions(logits: Mapping[str, Tensor], /) -> dict[str, Array]:
@@ -131,7 +137,8 @@ class _Scorer(NamedTuple):
     normalise: Normalise
     view_set: ViewSet
     targets: TargetSource | None
-    loss: tuple[str, str]
+    standards: Standards
+    loss: FeatureLossConfig
 
     def score(self, rows: Sequence[int], /, *, batch: int, label: str) -> _Score:
         """Metrics over rows, and the mean mixing weights (level, expert) of each task."""
@@ -172,7 +179,7 @@ class _Scorer(NamedTuple):
             output, _ = self._forward(rows, pixels)
             found |= {f"pred/{task}": maps for task, maps in decode_predictions(output.tasks).items()}
             if self.targets is not None:
-                wanted = self.targets.targets(self.targets.read(np.asarray(rows)), pixels)
+                wanted = self.standards(self.targets.targets(self.targets.read(np.asarray(rows)), pixels))
                 found |= _named_maps("teacher", wanted) | _named_maps("student", output.aligned)
         return found
 
@@ -182,9 +189,11 @@ class _Scorer(NamedTuple):
         output = self.student(self.normalise(pixels), with_aligned=self.targets is not None)
         if self.targets is None:
             return output, 0.0
-        wanted = self.targets.targets(self.targets.read(np.asarray(rows)), pixels)
-        kind, cosine = self.loss
-        return output, float(distill_loss(wanted, output.aligned, kind, cosine=cosine)["total"])
+        wanted = self.standards(self.targets.targets(self.targets.read(np.asarray(rows)), pixels))
+        loss, weights = self.loss, loss_weights(self.loss)
+        return output, float(
+            distill_loss(wanted, output.aligned, loss.loss, cosine=loss.cosine, weights=weights)["total"]
+        )
 
 
 def _named_maps(side: str, maps: Mapping[str, Sequence[Tensor]]) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,23 +15,22 @@ from pipeline.loader import Batch, Loader
 from pipeline.loop import TrainPlan, length_line, steps_of, train
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir
-from pipeline.students import Normalise, make_student, student_spec
+from pipeline.standards import Standards, read_standards
+from pipeline.students import STAGE1_PARTS, Normalise, limit_training, make_student, student_spec
 from pipeline.targets import TargetSource, target_source
 from pipeline.tracking import CONSOLE
+from pipeline.training import compiled, finetune_rate, loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views, view_size
 from sak.losses.distill import distill_loss
 from sak.losses.tasks import task_losses
-from sak.schedules import poly, warmup_cosine
 from sak.spec import StudentSpec
-from sak.student.model import Student, load_stage1, parameter_counts
+from sak.student.model import Student, StudentOutput, load_stage1, parameter_counts
 from sak.tasks import dataset_spec
 from sak.weights import load_weights, save_weights
 from store.viewset import ViewSet
 
 __all__ = ["finetune", "tasks_of"]
-
-_STAGE1_PARTS = ("stem.", "paths.", "norms.", "aligners.")
 
 
 def finetune(study: Study, out: Path, /, *, label: str) -> StageDir:
@@ -55,20 +54,22 @@ def finetune(study: Study, out: Path, /, *, label: str) -> StageDir:
     tasks = tasks_of(study, view_set)
     targets = target_source(study, view_set, kind=config.targets, device=device) if study.final_targets else None
     student, spec = _student(study, out, view_set, tasks, targets)
+    limit_training(student, study.student, stage=2, seed=study.seed)
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed + 1, tasks=tasks, targets=targets, device=device)
     steps = steps_of(config.steps, config.epochs, images=view_set.spec.images, batch=config.batch)
+    before = distill_dir(study, out) if study.distill else None
     losses = _Losses(
-        student,
+        compiled(student, config.compile, device=device),
         Normalise(mean=study.student.mean, std=study.student.std).to(device),
         config,
         view_set.spec.dataset,
         targets,
+        read_standards(study.distill, before.path, device=device) if before and targets else Standards({}),
     )
     length = length_line(view_set, steps=steps, batch=config.batch)
     CONSOLE.print(f"{label}: finetune {length}; tasks {', '.join(tasks)}; alpha {config.alpha:g}")
     with stage.work(device=device) as record:
-        before = distill_dir(study, out) if study.distill else None
         record |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
         plan = _plan(study, config, student, steps=steps)
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
@@ -143,44 +144,35 @@ def _mapping(value: object) -> Mapping[str, object]:
 class _Losses(NamedTuple):
     """Task losses, plus alpha times the teachers' loss where the study asks for it."""
 
-    student: Student
+    forward: Callable[..., StudentOutput]
     normalise: Normalise
     config: FinetuneConfig
     dataset: str
     targets: TargetSource | None
+    standards: Standards
 
     def __call__(self, batch: Batch, /) -> Mapping[str, Tensor]:
-        output = self.student(self.normalise(batch.pixels), with_aligned=self.targets is not None)
+        output = self.forward(self.normalise(batch.pixels), with_aligned=self.targets is not None)
         named = task_losses(self.dataset, output.tasks, batch.labels)
         if self.targets is None:
             return named
-        wanted = self.targets.targets(batch.encoded, batch.pixels)
-        feature = distill_loss(wanted, output.aligned, self.config.loss, cosine=self.config.cosine)["total"]
+        wanted = self.standards(self.targets.targets(batch.encoded, batch.pixels))
+        config, weights = self.config, loss_weights(self.config)
+        feature = distill_loss(wanted, output.aligned, config.loss, cosine=config.cosine, weights=weights)["total"]
         return {**named, "distill": feature, "total": named["total"] + self.config.alpha * feature}
 
 
 def _plan(study: Study, config: FinetuneConfig, student: Student, *, steps: int) -> TrainPlan:
-    def rate(step: int) -> float:
-        if config.schedule == "poly":
-            return poly(step, total=steps, peak=config.lr, power=config.power)
-        return warmup_cosine(
-            step,
-            total=steps,
-            warmup=round(config.warmup * steps),
-            peak=config.lr,
-            start=config.start_lr,
-            end=config.end_lr,
-        )
-
-    named = list(student.named_parameters())
-    old = [parameter for name, parameter in named if name.startswith(_STAGE1_PARTS)]
-    new = [parameter for name, parameter in named if not name.startswith(_STAGE1_PARTS)]
+    named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
+    old = [parameter for name, parameter in named if name.startswith(STAGE1_PARTS)]
+    new = [parameter for name, parameter in named if not name.startswith(STAGE1_PARTS)]
     return TrainPlan(
         steps=steps,
-        rate=rate,
-        groups=[(old, config.stem_lr_scale), (new, 1.0)],
+        rate=finetune_rate(config, steps=steps),
+        groups=[group for group in ((old, config.stem_lr_scale), (new, 1.0)) if group[0]],
         weight_decay=config.weight_decay,
         clip=config.clip,
         precision=config.precision,
         track=study.track,
+        fused=config.fused,
     )

@@ -5,7 +5,9 @@ Legend: B batch, C channels, H W grid rows and columns, N grid cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,13 +16,61 @@ from torch.nn import functional
 from sak.errors import SakError, UnknownNameError
 from sak.grids import resize_map
 
-__all__ = ["COSINES", "KINDS", "distill_loss"]
+__all__ = ["COSINES", "KINDS", "PUBLISHED", "LossWeights", "distill_loss"]
 
 KINDS = ("cos+l1", "cos", "l2")
-"""``cos+l1`` is 0.9 cosine distance + 0.1 smooth L1 (beta 1), the paper's; ``l2`` is the mean squared error."""
+"""``cos+l1`` is 0.9 cosine distance + 0.1 smooth L1 (beta 1) unless weighed otherwise, the paper's; ``l2`` is the mean
+squared error."""
 
 COSINES = ("image", "token")
 """``image`` is one cosine per flattened map, as published; ``token`` one per grid cell, then averaged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossWeights:
+    """What each part of the loss counts; the defaults are the paper's.
+
+    Attributes:
+        cosine, l1: Of the two terms of ``cos+l1``.
+        beta: Where the smooth L1 turns from a square into a line; 0 for plain L1.
+        teachers: Teacher to the weight of its levels; 1 where not named.
+        levels: Weight of each level, first level first; empty for 1 each.
+    """
+
+    cosine: float = 0.9
+    l1: float = 0.1
+    beta: float = 1.0
+    teachers: Mapping[str, float] = field(default_factory=dict)
+    levels: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse weights that no loss can have.
+
+        Raises:
+            SakError: A weight is negative or no number; the message names it.
+        """
+        named = {"cosine_weight": self.cosine, "l1_weight": self.l1, "beta": self.beta}
+        named |= {f"teacher_weights.{name}": weight for name, weight in self.teachers.items()}
+        named |= {f"level_weights[{index}]": weight for index, weight in enumerate(self.levels)}
+        wrong = [f"{name} {weight}" for name, weight in named.items() if not 0 <= weight < math.inf]
+        if wrong:
+            raise SakError(f"loss weights: expected numbers of 0 or more, got {', '.join(wrong)}; correct them")
+
+    def of(self, teacher: str, /, *, level: int, levels: int) -> float:
+        """Weight of one level (from 0) of a teacher.
+
+        Raises:
+            SakError: There are weights for another number of levels.
+        """
+        if self.levels and len(self.levels) != levels:
+            raise SakError(
+                f"level_weights: expected {levels}, one a level, got {len(self.levels)}; give as many as levels"
+            )
+        return self.teachers.get(teacher, 1.0) * (self.levels[level] if self.levels else 1.0)
+
+
+PUBLISHED = LossWeights()
+"""The paper's weights."""
 
 
 def distill_loss(
@@ -29,6 +79,7 @@ def distill_loss(
     kind: str,
     *,
     cosine: str = "image",
+    weights: LossWeights = PUBLISHED,
 ) -> dict[str, Tensor]:
     """Sum the loss of every teacher and level; nothing is averaged, so more teachers weigh more.
 
@@ -40,9 +91,11 @@ def distill_loss(
         student: The same names → predicted maps.
         kind: One of ``KINDS``.
         cosine: One of ``COSINES``; ``l2`` has none and ignores it.
+        weights: Of terms, teachers and levels.
 
     Returns:
-        Scalars ``<teacher>_level<i>`` (i from 1) in the teachers' order, and their sum as ``total``.
+        Scalars ``<teacher>_level<i>`` (i from 1) in the teachers' order, not weighed by teacher or level, and their
+        weighed sum as ``total``.
 
     Shapes:
         Every map ``(B, C, H, W)``; a pair agrees in B and C.
@@ -60,12 +113,14 @@ def distill_loss(
     if cosine not in COSINES:
         raise UnknownNameError(f"unknown cosine {cosine!r}: expected one of {', '.join(COSINES)}")
     _check_names(teacher, student)
-    losses = {}
+    losses, terms = {}, []
     for name, target_maps in teacher.items():
-        for level, (target_BCHW, feat_BCHW) in enumerate(zip(target_maps, student[name], strict=True), start=1):
-            where = f"{name}_level{level}"
-            losses[where] = _pair_loss(*_match(target_BCHW, feat_BCHW, where=where), kind=kind, cosine=cosine)
-    return losses | {"total": torch.stack(list(losses.values())).sum()}
+        for level, (target_BCHW, feat_BCHW) in enumerate(zip(target_maps, student[name], strict=True)):
+            where = f"{name}_level{level + 1}"
+            pair = _match(target_BCHW, feat_BCHW, where=where)
+            losses[where] = _pair_loss(*pair, kind=kind, cosine=cosine, weights=weights)
+            terms.append(losses[where] * weights.of(name, level=level, levels=len(target_maps)))
+    return losses | {"total": torch.stack(terms).sum()}
 
 
 def _check_names(teacher: Mapping[str, Sequence[Tensor]], student: Mapping[str, Sequence[Tensor]]) -> None:
@@ -96,13 +151,13 @@ def _match(target_BCHW: Tensor, feat_BCHW: Tensor, *, where: str) -> tuple[Tenso
     return resize_map(target_BCHW.float(), (rows, columns)), resize_map(feat_BCHW.float(), (rows, columns))
 
 
-def _pair_loss(target_BCHW: Tensor, feat_BCHW: Tensor, *, kind: str, cosine: str) -> Tensor:
+def _pair_loss(target_BCHW: Tensor, feat_BCHW: Tensor, *, kind: str, cosine: str, weights: LossWeights) -> Tensor:
     if kind == "l2":
         return functional.mse_loss(feat_BCHW, target_BCHW)
     distance = _cosine_distance(target_BCHW, feat_BCHW, cosine=cosine)
     if kind == "cos":
         return distance
-    return 0.9 * distance + 0.1 * functional.smooth_l1_loss(feat_BCHW, target_BCHW)
+    return weights.cosine * distance + weights.l1 * functional.smooth_l1_loss(feat_BCHW, target_BCHW, beta=weights.beta)
 
 
 def _cosine_distance(target_BCHW: Tensor, feat_BCHW: Tensor, *, cosine: str) -> Tensor:

@@ -6,6 +6,7 @@ Legend: B batch, N patch tokens, C stem width.
 from __future__ import annotations
 
 from torch import Tensor, nn, ones
+from torch.utils.checkpoint import checkpoint
 
 from sak.errors import SakError
 
@@ -49,18 +50,20 @@ class AdapterPath(nn.ModuleList):
         """Make the path for a stem of that many blocks: ``blocks + 1`` adapters."""
         super().__init__(Adapter(width, down_ratio=down_ratio) for _ in range(blocks + 1))
 
-    def forward(self, stages_BNC: list[Tensor], levels: tuple[int, ...]) -> list[Tensor]:
+    def forward(self, stages_BNC: list[Tensor], levels: tuple[int, ...], *, recompute: bool = False) -> list[Tensor]:
         """Run the path along the stem.
 
         Args:
             stages_BNC: Patch tokens before the first block, then after each block.
             levels: Blocks whose path state is returned.
+            recompute: Keep no activations inside adapters; the backward pass computes them again.
 
         Shapes: ``blocks + 1`` of ``(B, N, C)`` → one ``(B, N, C)`` a level.
         """
         state_BNC: Tensor | None = None
         states = []
         for adapter, tokens_BNC in zip(self, stages_BNC, strict=True):
-            state_BNC = adapter(tokens_BNC if state_BNC is None else state_BNC + tokens_BNC)
+            summed_BNC = tokens_BNC if state_BNC is None else state_BNC + tokens_BNC
+            state_BNC = checkpoint(adapter, summed_BNC, use_reentrant=False) if recompute else adapter(summed_BNC)
             states.append(state_BNC)
         return [states[level + 1] for level in levels]

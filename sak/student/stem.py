@@ -8,24 +8,56 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sak.errors import CheckpointError, SakError, UnknownNameError
 from sak.hub import impatient_hub
-from sak.weights import load_strict, load_weights, unwrap_state
+from sak.teachers.conversion import convert
+from sak.weights import load_strict, load_weights
 
-__all__ = ["build_stem", "default_levels", "run_stem", "stem_grid", "stem_width"]
+__all__ = [
+    "StemWeights",
+    "build_stem",
+    "default_levels",
+    "load_stem",
+    "run_stem",
+    "stem_grid",
+    "stem_statistics",
+    "stem_width",
+]
 
 _PLAIN_MODULES = ("timm.models.vision_transformer", "timm.models.deit")
 _SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 _AFTER_BLOCKS = ("norm.", "fc_norm.", "head.", "head_dist.", "attn_pool.", "pre_logits.", "mask_token")
 """Parts of a timm checkpoint beyond the residual stream; a stem has none of them."""
+
+
+class StemWeights(NamedTuple):
+    """What a checkpoint gave a stem.
+
+    Attributes:
+        layout: Whose names it came in.
+        matched: Tensors it filled, which are all that the stem has.
+        keys: How many the file holds, final norm, classifier and text tower included.
+        resized: Tokens of its position embedding where that had another grid than the stem's, else 0.
+    """
+
+    layout: str
+    matched: int
+    keys: int
+    resized: int
+
+    def summary(self) -> str:
+        """One line for people."""
+        grid = f"; position embedding resized from {self.resized} tokens" if self.resized else ""
+        return f"all {self.matched} tensors matched, from {self.keys} keys in {self.layout} layout{grid}"
 
 
 def default_levels(depth: int, /) -> tuple[int, int, int, int]:
@@ -47,7 +79,6 @@ def build_stem(
     image_size: tuple[int, int],
     overrides: Mapping[str, int] | None = None,
     pretrained: bool = False,
-    checkpoint: Path | None = None,
 ) -> nn.Module:
     """Build a plain vision transformer without final norm, pooling and classifier.
 
@@ -55,17 +86,13 @@ def build_stem(
         name: timm name, such as ``vit_small_patch16_384`` (with or without a weight tag).
         image_size: Input rows and columns, multiples of the patch size.
         overrides: Integers handed to timm, such as ``patch_size embed_dim depth num_heads``.
-        pretrained: Fetch timm's weights from its hub.
-        checkpoint: Weights on disk instead (safetensors, or weights-only .pth); a position embedding of another grid
-            is resized.
+        pretrained: Fetch timm's weights from its hub; ``load_stem`` takes them from a file.
 
     Raises:
         UnknownNameError: timm has no such model.
         SakError: the model is no plain vision transformer, or an override or the image size does not fit it.
-        CheckpointError: the weights cannot be fetched or do not fit.
+        CheckpointError: the weights cannot be fetched.
     """
-    if pretrained and checkpoint is not None:
-        raise CheckpointError(f"stem {name}: expected either pretrained or a checkpoint, got both; drop one of them")
     _check_plain(name)
     options: dict[str, Any] = {"img_size": image_size, "num_classes": 0, **(overrides or {})}
     stem = _create_pretrained(name, options) if pretrained else _create(name, options)
@@ -75,10 +102,41 @@ def build_stem(
         )
     _check_size(name, stem, image_size)
     _strip(stem)
-    if checkpoint is not None:
-        state = checkpoint_filter_fn(unwrap_state(load_weights(checkpoint)), stem)
-        load_strict(stem, state, where=str(checkpoint), drop=_AFTER_BLOCKS)
     return stem
+
+
+def load_stem(stem: Any, path: Path, /) -> StemWeights:
+    """Load weights from a file (safetensors, or weights-only .pth) into a stem, all of them or nothing.
+
+    The file may have timm's names or those of any layout that teachers come in (``sak.teachers.layouts``): OpenCLIP's,
+    transformers', DINOv2's own. A position embedding of another grid is resized.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is not of this network; the message lists keys.
+    """
+    state = load_weights(path)
+    converted = convert(state, where=f"stem: {path}")
+    fitted = checkpoint_filter_fn(dict(converted.state), stem)
+    report = load_strict(stem, fitted, where=str(path), drop=_AFTER_BLOCKS)
+    before, after = (
+        tokens["pos_embed"].shape[1] if "pos_embed" in tokens else 0 for tokens in (converted.state, fitted)
+    )
+    return StemWeights(converted.layout, len(report.matched), len(state), before if before != after else 0)
+
+
+def stem_statistics(name: str, /) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of 0..1 pixels that timm's weights of this name were trained with.
+
+    Raises:
+        UnknownNameError: timm has no such model.
+        SakError: timm does not say.
+    """
+    _check_plain(name)
+    known = timm.get_pretrained_cfg(name)
+    if known is None or len(known.mean) != 3 or len(known.std) != 3:
+        raise SakError(f"stem {name}: expected timm to know its normalization, but it does not; give mean and std")
+    (mean_r, mean_g, mean_b), (std_r, std_g, std_b) = known.mean, known.std
+    return (mean_r, mean_g, mean_b), (std_r, std_g, std_b)
 
 
 def stem_width(name: str, /, *, overrides: Mapping[str, int]) -> int:
@@ -102,8 +160,11 @@ def stem_grid(stem: nn.Module, /) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def run_stem(stem: nn.Module, images_BCHW: Tensor, /) -> list[Tensor]:
+def run_stem(stem: nn.Module, images_BCHW: Tensor, /, *, recompute: bool = False) -> list[Tensor]:
     """Patch tokens of the residual stream: after the position embedding, then after each block.
+
+    Args:
+        recompute: Keep no activations inside blocks; the backward pass computes them again.
 
     Shapes: ``(B, 3, H, W)`` → ``depth + 1`` of ``(B, N, C)``.
 
@@ -114,7 +175,7 @@ def run_stem(stem: nn.Module, images_BCHW: Tensor, /) -> list[Tensor]:
     prefix = vit.num_prefix_tokens
     stages = [tokens_BNC[:, prefix:]]
     for block in vit.blocks:
-        tokens_BNC = block(tokens_BNC)
+        tokens_BNC = checkpoint(block, tokens_BNC, use_reentrant=False) if recompute else block(tokens_BNC)
         stages.append(tokens_BNC[:, prefix:])
     return stages
 

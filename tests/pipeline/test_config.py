@@ -13,7 +13,7 @@ from PIL import Image
 import pipeline
 from pipeline import config
 from pipeline.budgets import require_budgets
-from pipeline.config import DistillConfig, FinetuneConfig, SourceConfig, TeacherConfig
+from pipeline.config import DistillConfig, FinetuneConfig, SourceConfig, StudentConfig, TeacherConfig
 from pipeline.errors import RecipeError
 from pipeline.recipes import Recipe, recipe_from_mapping
 from pipeline.stages.report import report
@@ -62,6 +62,7 @@ def test_every_field_is_read_by_somebody(tmp_path: Path, reads: set[tuple[str, s
     run_stages(recipe)
     report(recipe, tmp_path / "report.html")
     run_stages(short(tmp_path, "finetune.schedule=cosine", "finetune.warmup=0.5", f"out={tmp_path}/cosine"))
+    run_stages(short(tmp_path, "distill.standardize=channel", "student.lora={rank: 2}", f"out={tmp_path}/other"))
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (40, 40), "red").save(photos / "good.png")
@@ -217,3 +218,54 @@ def test_a_teachers_codec_comes_before_the_recipes(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"teachers\.first: codec: expected one of .*, got 'int9'"):
         tiny_recipe(tmp_path, ["teachers.first.codec=int9"])
     assert TeacherConfig(builtin="scenes-geometry", codec="int8").spec("mine").name == "mine"
+
+
+REFUSED = {
+    "distill.cosine_weight=-1": "distill.cosine_weight must be 0 or more, got -1",
+    "distill.teacher_weights={first: -2}": "distill.teacher_weights.first must be 0 or more, got -2",
+    "distill.teacher_weights={third: 1}": "distill.teacher_weights names ['third'], but the recipe's teachers are",
+    "distill.teacher_weights={first: 0, second: 0}": "distill.teacher_weights: all are 0",
+    "distill.level_weights=[1, 2]": "distill.level_weights: expected four, one a level, got 2",
+    "distill.level_weights=[0, 0, 0, 0]": "distill: all weights of the loss are 0",
+    "finetune={steps: 1, loss: l2, beta: 0.5}": "finetune.beta: loss l2 has no such term",
+    "distill={steps: 1, loss: cos, l1_weight: 0.5}": "distill.l1_weight: loss cos has no such term",
+    "distill.drop_last=true": "distill.drop_last needs distill.epochs, and whole ones, got None",
+    "distill={epochs: 1.5, drop_last: true}": "distill.drop_last needs distill.epochs, and whole ones, got 1.5",
+    "distill={steps: 1, warmup: 0.1, warmup_epochs: 1}": "distill: give warmup or warmup_epochs, not both",
+    "distill.warmup_epochs=-1": "distill.warmup_epochs must be 0 or more",
+    "distill.standardize=whiten": "distill.standardize",
+    "distill.standardize_rows=9": "distill.standardize_rows: nothing is standardized",
+    "distill={steps: 1, standardize: channel, standardize_rows: 0}": "standardize_rows must be greater than 0",
+    "distill.teachers_per_step=3": "distill.teachers_per_step: expected all, or 1 to 2 teachers, got 3",
+    "distill.teachers_per_step=0": "distill.teachers_per_step: expected all, or 1 to 2 teachers, got 0",
+    "distill.compile=fast": "distill.compile",
+    "student={normalization: half, mean: [0.1, 0.2, 0.3]}": "student.mean: normalization: half brings its own",
+    "student={freeze: stem, lora: {}}": "student.freeze: lora keeps the stem's own weights already",
+    "student.lora={rank: 0}": "student.lora.rank must be greater than 0",
+    "student.lora={layers: []}": "student.lora.layers: expected one or more of qkv, proj, fc1, fc2",
+    "student.lora={layers: [head]}": "student.lora.layers",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_makes_no_sense_is_refused_by_its_key(tmp_path: Path, override: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        tiny_recipe(tmp_path, [override], only="sak")
+    assert REFUSED[override] in str(caught.value)
+
+
+def test_low_rank_updates_without_stage_1_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"student\.lora: it is of stage 1, and there is no distill"):
+        tiny_recipe(tmp_path, ["distill=null", "finetune.alpha=0", "student.lora={}"], only="sak")
+
+
+def test_a_named_normalization_is_its_numbers() -> None:
+    half, imagenet = ((0.5,) * 3, (0.5,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for name, stem, expected in (
+        *((None, "vit_small_patch16_384", imagenet), ("imagenet", "vit_small_patch16_384", imagenet)),
+        *(("half", "vit_small_patch16_384", half), ("native", "vit_small_patch16_384", half)),
+        ("native", "vit_base_patch14_dinov2", imagenet),
+    ):
+        found = StudentConfig(stem=stem, normalization=name)  # type: ignore[arg-type]
+        assert (found.mean, found.std) == expected
+        assert dataclasses.replace(found) == found

@@ -48,6 +48,20 @@ RELEVANT = [
     "distill.precision=bf16",
     "distill.targets=online",
     "distill.crops={kind: random_resized_crop, size: 32}",
+    "distill.cosine_weight=0.5",
+    "distill.l1_weight=0.5",
+    "distill.beta=0.5",
+    "distill.teacher_weights={first: 2}",
+    "distill.level_weights=[1, 1, 1, 2]",
+    "distill.warmup_epochs=0.1",
+    "distill.reference_schedule=true",
+    "distill.standardize=channel",
+    "distill.teachers_per_step=1",
+    "distill.compile=true",
+    "distill.fused=true",
+    "student.normalization=half",
+    "student.freeze=stem",
+    "student.lora={}",
 ]
 
 
@@ -67,6 +81,10 @@ IRRELEVANT = [
     "data.distill.on_error=skip",
     "data.distill.max_bad=0.5",
     "baselines=[]",
+    "student.checkpointing=true",
+    "student.normalization=imagenet",
+    "student.freeze=distilled",  # of stage 2
+    "finetune.beta=0.5",
 ]
 
 
@@ -159,3 +177,41 @@ def test_adapter_paths_depend_on_their_teachers_even_where_no_feature_is_read(fi
     assert len({name(), name(order=("first",)), name(order=swapped)}) == 3
     # A plain student without a teacher loss is the same network whatever teachers the recipe knows.
     assert name("student.paths=none") == name("student.paths=none", order=swapped)
+
+
+def test_one_normalization_by_name_or_number_is_one_stage(named: Callable[..., str]) -> None:
+    half = "[0.5, 0.5, 0.5]"
+    assert named("student.normalization=half") == named(f"student.mean={half}", f"student.std={half}")
+    assert named("student.normalization=native") == named("student.normalization=half"), "timm's augreg stems"
+
+
+def test_more_rows_for_statistics_are_another_stage(named: Callable[..., str]) -> None:
+    standardize = "distill.standardize=phi-s"
+    assert named(standardize, "distill.standardize_rows=9") != named(standardize)
+    assert named(standardize, "distill.standardize_rows=256") == named(standardize)
+
+
+def test_whole_batches_alone_are_another_stage(named: Callable[..., str]) -> None:
+    epochs = ("distill.steps=null", "distill.epochs=2")
+    assert named(*epochs, "distill.drop_last=true") != named(*epochs)
+
+
+@pytest.mark.parametrize("override", ["student.freeze=distilled", "finetune.beta=0.5", "finetune.fused=true"])
+def test_what_shapes_stage_2_alone(finished: Finished, tmp_path: Path, override: str) -> None:
+    def folder(*overrides: str) -> Path:
+        return finetune_dir(finished.fresh(tmp_path, *overrides).runs[0].study, tmp_path).path
+
+    assert folder(override) != folder() == folder("student.checkpointing=true")
+
+
+def test_keys_that_came_later_do_not_move_what_was_there_before(finished: Finished) -> None:
+    """At their defaults they are no part of what names a folder: results from before them are found again."""
+    inputs: Any = distill_dir(finished.recipe.runs[0].study, finished.recipe.out).inputs
+    assert set(inputs["distill"]) == {
+        *("steps", "epochs", "batch", "lr", "start_lr", "end_lr", "warmup", "weight_decay", "clip"),
+        *("loss", "cosine", "targets", "precision"),
+    }
+    assert set(inputs["student"]) == {
+        *("stem", "overrides", "checkpoint", "pretrained", "levels", "teachers", "paths", "down_ratio", "aligners"),
+        *("mean", "std", "checkpoint_sha256"),
+    }

@@ -184,7 +184,7 @@ def test_targets_are_read_for_the_rows_of_the_batch(tmp_path: Path) -> None:
             self.announced: list[list[int]] = []
             self.threads: set[str] = set()
 
-        def read(self, rows: NDArray[np.int64], /) -> dict[str, list[dict[str, Any]]]:
+        def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> dict[str, list[dict[str, Any]]]:
             self.threads.add(threading.current_thread().name)
             self.asked.append(rows.tolist())
             return {"teacher": [{"values": rows.copy()}]}
@@ -210,7 +210,7 @@ def test_only_the_shards_of_the_next_steps_are_announced(tmp_path: Path, monkeyp
     announced: list[list[int]] = []
 
     class Targets:
-        read = staticmethod(lambda rows: {})
+        read = staticmethod(lambda rows, *, step: {})
         prefetch = staticmethod(announced.append)
 
     targets: Any = Targets()
@@ -243,7 +243,7 @@ def test_everything_that_crosses_to_a_gpu_is_pinned(tmp_path: Path, monkeypatch:
     class _Targets:
         widths: dict[str, tuple[int, ...]] = {}  # noqa: RUF012
 
-        def read(self, rows: NDArray[np.int64], /) -> Any:
+        def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> Any:
             return {"first": [{"values": torch.ones(2), "scale": torch.ones(3)}, {"values": torch.ones(4)}]}
 
         def prefetch(self, parts: list[int], /) -> None:

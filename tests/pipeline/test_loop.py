@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -229,3 +230,23 @@ def test_the_norm_is_read_only_where_it_is_recorded(tmp_path: Path) -> None:
 )
 def test_an_epoch_is_a_pass_over_as_many_rows_as_images(steps: int | None, epochs: float | None, expected: int) -> None:
     assert steps_of(steps, epochs, images=100, batch=4) == expected
+
+
+@pytest.mark.parametrize(("images", "expected"), [(100, 75), (103, 75), (104, 78), (3, 1)])
+def test_an_epoch_may_have_whole_batches_alone(images: int, expected: int) -> None:
+    assert steps_of(None, 3.0, images=images, batch=4, drop_last=True) == expected
+
+
+def test_fused_steps_are_the_same_to_rounding(tmp_path: Path) -> None:
+    def weights(fused: bool) -> list[Tensor]:
+        model = model_of()
+        plan = dataclasses.replace(plan_of(model, clip=1.0), fused=fused)
+        run = _Run(model=model, plan=plan, folder=tmp_path, device=torch.device("cpu"))
+        assert bool(run.optimizer.param_groups[0]["fused"]) is fused
+        torch.manual_seed(5)
+        for batch in Data().batches(0, 4):
+            run.step(batch, losses_of(model))
+        return [parameter.detach() for parameter in model.parameters()]
+
+    for one, two in zip(weights(True), weights(False), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -249,3 +251,70 @@ def test_a_key_given_twice_is_named_with_its_line(tmp_path: Path) -> None:
         parse_override("distill={lr: 1, lr: 2}")
     # Setting a key over a merged one is what merging is for.
     assert parse_override("a=[&b {x: 1, y: 2}, {<<: *b, x: 3}]")[1] == [{"x": 1, "y": 2}, {"x": 3, "y": 2}]
+
+
+def write(folder: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def test_a_base_gives_what_the_recipe_does_not(tmp_path: Path) -> None:
+    text = yaml.safe_dump(tiny_mapping(tmp_path) | {"name": "first", "summary": "of both"}, sort_keys=False)
+    (tmp_path / "sub").mkdir()
+    write(tmp_path, low=text)
+    write(tmp_path / "sub", top="base: ../low.yaml\ndistill: {batch: 2}\nruns: {more: {set: {distill.lr: 0.5}}}\n")
+    write(tmp_path / "sub", over="base: top.yaml\nstudent: {levels: [0, 1, 2, 3]}\nbaselines: []\n")
+    low, over = load_recipe(tmp_path / "low.yaml"), load_recipe(tmp_path / "sub" / "over.yaml", ["distill.clip=2"])
+    assert (over.name, over.out, over.summary) == ("over", Path("runs/over"), "of both")
+    assert [plan.name for plan in over.runs] == ["sak", "no-distill", "single-task", "more"]
+    assert over.baselines == ()
+    assert low.study.distill
+    assert over.study.distill == dataclasses.replace(low.study.distill, batch=2, clip=2.0)
+    assert over.study.student == dataclasses.replace(low.study.student, levels=(0, 1, 2, 3))
+    assert list(over.study.teachers) == list(low.study.teachers), "the order of a router's experts"
+    assert "base" not in over.resolved
+    assert recipe_from_mapping(over.resolved).runs == over.runs
+
+
+def test_null_and_lists_replace_what_a_base_has(tmp_path: Path) -> None:
+    write(tmp_path, low=yaml.safe_dump(tiny_mapping(tmp_path)))
+    write(tmp_path, top="base: low.yaml\nfinetune: null\nruns: null\nbaselines: []\n")
+    assert [plan.name for plan in load_recipe(tmp_path / "top.yaml").runs] == ["main"]
+    assert load_recipe(tmp_path / "top.yaml").study.finetune is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (
+            {"a": "base: a.yaml"},
+            r"a\.yaml: base: expected at most 8 bases, none of them twice, got .*a\.yaml -> .*a\.yaml",
+        ),
+        ({"a": "base: b.yaml", "b": "base: ./c.yaml", "c": "base: a.yaml"}, r"c\.yaml: base: .*a\.yaml -> .*a\.yaml"),
+        ({"a": "base: none.yaml"}, r"none\.yaml: no such recipe, the base of .*a\.yaml"),
+        (
+            {"a": "base: /etc/passwd"},
+            r"base: expected a recipe's path relative to this file's folder, got '/etc/passwd'",
+        ),
+        ({"a": "base: [b.yaml]"}, r"base: expected a recipe's path .* got \['b\.yaml'\]"),
+        ({"a": "base: ''"}, r"base: expected a recipe's path"),
+        ({"a": "base: b.yaml", "b": "[1, 2]"}, r"b\.yaml: expected a mapping of keys at the top, got list"),
+        ({"a": "base: b.yaml", "b": "x: [1"}, r"b\.yaml: cannot be read as YAML"),
+        ({"a": "base: b.yaml", "b": "x: &y [*y]"}, r"b\.yaml: .*contain itself"),
+        (
+            {f"{char}": f"base: {chr(ord(char) + 1)}.yaml" for char in "abcdefghijk"},
+            r"i\.yaml: base: expected at most 8",
+        ),
+    ],
+)
+def test_bases_that_lead_nowhere_are_refused(tmp_path: Path, texts: dict[str, str], message: str) -> None:
+    write(tmp_path, **texts)
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(tmp_path / "a.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_fault_in_a_base_is_found(tmp_path: Path) -> None:
+    write(tmp_path, low=yaml.safe_dump(tiny_mapping(tmp_path) | {"trak": {}}), top="base: low.yaml\n")
+    with pytest.raises(RecipeError, match="trak: unknown key"):
+        load_recipe(tmp_path / "top.yaml")

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pipeline.config import StudentConfig
-from pipeline.students import Normalise, make_student, student_identity, student_spec
+from pipeline.config import LoraConfig, StudentConfig
+from pipeline.students import Normalise, limit_training, make_student, student_identity, student_spec
 from sak.weights import save_weights
 from tests.tiny_recipe import NETWORK, STEM
 
@@ -96,3 +97,61 @@ def test_identity_follows_the_bytes_of_the_checkpoint(tmp_path: Path) -> None:
     before = student_identity(config_of(checkpoint=str(path)))
     path.write_bytes(b"two")
     assert student_identity(config_of(checkpoint=str(path))) != before
+
+
+def trained(student: Any) -> set[str]:
+    """First names of what is trained."""
+    return {name.split(".")[0] for name, parameter in student.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("freeze", "stage", "expected"),
+    [
+        ("none", 1, {"stem", "paths", "norms"}),
+        ("stem", 1, {"paths", "norms"}),
+        ("distilled", 1, {"stem", "paths", "norms"}),
+        ("none", 2, {"stem", "paths", "norms", "routers", "heads"}),
+        ("stem", 2, {"paths", "norms", "routers", "heads"}),
+        ("distilled", 2, {"routers", "heads"}),
+    ],
+)
+def test_what_is_frozen_in_which_stage(freeze: Any, stage: Any, expected: set[str]) -> None:
+    config = config_of(freeze=freeze)
+    student = make_student(config, spec_of(config, SAME, {"sal": 2} if stage == 2 else {}), seed=0, load_stem=True)
+    limit_training(student, config, stage=stage, seed=0)
+    assert trained(student) == expected
+
+
+def test_low_rank_updates_are_of_stage_1_and_a_function_of_the_seed() -> None:
+    config = config_of(lora=LoraConfig(rank=2, layers=("fc1",)))
+
+    def student_of(stage: Any, seed: int = 0) -> Any:
+        student = make_student(config, spec_of(config, SAME), seed=0, load_stem=True)
+        limit_training(student, config, stage=stage, seed=seed)
+        return student
+
+    one, same, other, whole = student_of(1), student_of(1), student_of(1, 1), student_of(2)
+    key = "stem.blocks.0.mlp.fc1.down.weight"
+    assert {name for name, p in one.stem.named_parameters() if p.requires_grad} == {
+        f"blocks.{block}.mlp.fc1.{part}.weight" for block in range(4) for part in ("down", "up")
+    }
+    assert torch.equal(one.state_dict()[key], same.state_dict()[key])
+    assert not torch.equal(one.state_dict()[key], other.state_dict()[key])
+    assert key not in whole.state_dict()
+    assert all(parameter.requires_grad for parameter in whole.parameters())
+
+
+def test_checkpointing_is_asked_for() -> None:
+    for asked in (False, True):
+        config = config_of(checkpointing=asked)
+        assert make_student(config, spec_of(config, SAME), seed=0, load_stem=True).checkpointing is asked
+
+
+def test_what_a_file_gave_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = spec_of(config_of(), SAME)
+    path = tmp_path / "stem.safetensors"
+    save_weights(path, make_student(config_of(), spec, seed=1, load_stem=False).stem.state_dict())
+    make_student(config_of(checkpoint=str(path)), spec, seed=1, load_stem=True)
+    assert re.search(
+        r"stem\.safetensors: all \d+ tensors matched, from \d+ keys in timm layout\n", capsys.readouterr().err
+    )

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.loader import load_samples
 from pipeline.needs import needs
+from pipeline.sampling import TeacherDraw
 from pipeline.targets import CachedTargets, OnlineTargets, find_column, find_columns
 from pipeline.tensors import to_tensors
 from pipeline.viewsets import view_set_spec
@@ -185,3 +186,33 @@ def test_a_codec_with_options_is_another_codec(place: Place) -> None:
     codec = {"name": "fp16", "clip": True}
     with pytest.raises(MissingColumnError, match=r"the fp16 \(clip: True\) column of teacher first .* is absent"):
         find_columns(place.store, [spec], view_set=place.view_set, codecs={spec.name: codec})
+
+
+def test_only_the_drawn_teachers_columns_are_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = TeacherDraw(teachers=("second", "first"), count=1, seed=0)
+    columns, read = place.columns(), []
+    for name, column in columns.items():
+        real = column.read
+        monkeypatch.setattr(column, "read", lambda rows, name=name, real=real: (read.append(name), real(rows))[1])
+    cached = CachedTargets(columns, draw=draw)
+    rows = np.array([0, 5])
+    pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    for step in range(6):
+        read.clear()
+        encoded = cached.read(rows, step=step)
+        assert tuple(encoded) == tuple(read) == draw(step)
+        assert tuple(cached.targets(encoded, pixels)) == draw(step)
+    assert {draw(step) for step in range(6)} == {("first",), ("second",)}
+    # Scoring has no step, and compares with every teacher.
+    assert set(cached.read(rows)) == {"first", "second"}
+
+
+def test_only_the_drawn_teachers_are_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = TeacherDraw(teachers=("second", "first"), count=1, seed=0)
+    online = OnlineTargets(place.specs, device=CPU, draw=draw)
+    pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    every = online.targets({}, pixels)
+    for step in range(4):
+        found = online.targets(online.read(np.array([0]), step=step), pixels)
+        assert tuple(found) == draw(step)
+        assert all(torch.equal(a, b) for name in found for a, b in zip(found[name], every[name], strict=True))

@@ -126,7 +126,13 @@ def test_an_exact_column_of_the_same_plan_saves_the_teacher_too(tmp_path: Path) 
 
 
 def test_a_fitted_codec_is_measured_where_the_weights_are_and_nominal_else(tmp_path: Path) -> None:
-    overrides = ["extract.codec={name: klt, error: 0.3, rows: 8}", "data.eval=null", "finetune=null"]
+    overrides = [
+        "extract.codec={name: klt, error: 0.3, rows: 8}",
+        "data.eval=null",
+        "finetune=null",
+        "runs={sak: {}}",
+        "baselines=[]",
+    ]
     assert {item["basis"] for item in columns(plan_extract(studies(tmp_path, *overrides), options=COUNTED))} == {
         "nominal"
     }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sak.errors import SakError, UnknownNameError
-from sak.losses.distill import KINDS, distill_loss
+from sak.losses.distill import KINDS, LossWeights, distill_loss
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "sak_reference_losses_metrics.npz"
 TEACHERS = ("dinov2", "sam", "clip")
@@ -80,3 +80,36 @@ def test_refusals_name_the_culprit() -> None:
         distill_loss({"a": [one, one]}, {"a": [one, one[:, :6]]}, "cos")
     with pytest.raises(SakError, match="at least one teacher"):
         distill_loss({}, {}, "cos")
+
+
+def test_weights_are_the_published_formula_with_other_numbers() -> None:
+    target, feat = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)
+    weights = LossWeights(cosine=0.3, l1=2.0, beta=0.25)
+    cosine = 1 - torch.nn.functional.cosine_similarity(target.flatten(1), feat.flatten(1)).mean()
+    error = (target - feat).abs()
+    smooth = torch.where(error < 0.25, error.square() / 0.5, error - 0.125).mean()
+    found = distill_loss({"a": [target]}, {"a": [feat]}, "cos+l1", weights=weights)
+    torch.testing.assert_close(found["total"], 0.3 * cosine + 2 * smooth)
+    plain = distill_loss({"a": [target]}, {"a": [feat]}, "cos+l1", weights=LossWeights(cosine=0.0, l1=1.0, beta=0.0))
+    torch.testing.assert_close(plain["total"], error.mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_teachers_and_levels_weigh_in_the_total_alone(kind: str) -> None:
+    plain = distill_loss(maps("teacher"), maps("student"), kind)
+    weights = LossWeights(teachers={"sam": 0.25, "clip": 0.0}, levels=(1.0, 3.0))
+    weighed = distill_loss(maps("teacher"), maps("student"), kind, weights=weights)
+    assert all(torch.equal(weighed[name], plain[name]) for name in plain if name != "total")
+    expected = sum(
+        factor * (plain[f"{name}_level1"] + 3 * plain[f"{name}_level2"])
+        for name, factor in (("dinov2", 1), ("sam", 0.25))
+    )
+    torch.testing.assert_close(weighed["total"], expected)
+
+
+def test_weights_that_no_loss_can_have_are_refused() -> None:
+    with pytest.raises(SakError, match=r"l1_weight -1, teacher_weights\.a nan, level_weights\[1\] inf"):
+        LossWeights(l1=-1, teachers={"a": float("nan")}, levels=(1.0, float("inf")))
+    one = torch.zeros(2, 8, 4, 4)
+    with pytest.raises(SakError, match="level_weights: expected 1, one a level, got 2"):
+        distill_loss({"a": [one]}, {"a": [one]}, "cos", weights=LossWeights(levels=(1.0, 2.0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,3 +202,58 @@ def test_a_plain_student_may_drop_its_aligners() -> None:
     with pytest.raises(CheckpointError, match=r"norms\.sam"):
         load_stage1(student, distilled.state_dict())
     load_stage1(student, distilled.state_dict(), drop=("norms.", "aligners."))
+
+
+@pytest.mark.parametrize("spec", EVERY_KIND.values(), ids=EVERY_KIND)
+def test_recomputed_activations_give_the_same_losses_and_gradients(spec: StudentSpec) -> None:
+    """Bit for bit, router noise included; and fewer values are kept for the backward pass."""
+
+    def run(checkpointing: bool) -> tuple[list[torch.Tensor], int]:
+        torch.manual_seed(0)
+        student = build_student(spec).train()
+        student.checkpointing = checkpointing
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = student(images())
+            values = [*output.tasks.values(), *(level for levels in output.aligned.values() for level in levels)]
+            loss = torch.stack([value.square().sum() for value in values]).sum()
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in student.parameters() if p.grad is not None)], sum(kept.values())
+
+    plain, recomputed = run(False), run(True)
+    assert all(torch.equal(one, other) for one, other in zip(plain[0], recomputed[0], strict=True))
+    assert recomputed[1] < plain[1]
+
+
+@pytest.mark.parametrize("spec", EVERY_KIND.values(), ids=EVERY_KIND)
+def test_some_teachers_alone_get_what_they_would_among_all(spec: StudentSpec) -> None:
+    student = build_student(spec).eval()
+    one = next(iter(spec.teacher_widths), "none")
+    with torch.no_grad():
+        every, some, none = (student(images(), teachers=teachers) for teachers in (None, [one], []))
+    assert set(some.aligned) == {one} & set(spec.teacher_widths)
+    assert all(
+        torch.equal(a, b) for name in some.aligned for a, b in zip(some.aligned[name], every.aligned[name], strict=True)
+    )
+    assert none.aligned == {}
+    assert all(torch.equal(every.tasks[task], other.tasks[task]) for task in every.tasks for other in (some, none))
+
+
+def test_paths_that_nothing_needs_are_not_computed() -> None:
+    student = build_student(STAGE1).train()
+    sum(level.sum() for level in student(images(), teachers=["clip"]).aligned["clip"]).backward()  # type: ignore[union-attr]
+    touched = {
+        name.split(".")[1] for name, p in student.named_parameters() if p.grad is not None and "stem" not in name
+    }
+    assert touched == {"clip"}
+
+
+def test_a_stem_starts_from_the_hub_or_a_file_not_both() -> None:
+    with pytest.raises(CheckpointError, match="both"):
+        build_student(STAGE1, pretrained=True, checkpoint=Path("x.pth"))

@@ -10,9 +10,19 @@ import timm
 import torch
 
 from sak.errors import CheckpointError, SakError, UnknownNameError
-from sak.student.stem import build_stem, default_levels, run_stem, stem_grid, stem_width
+from sak.student.stem import (
+    StemWeights,
+    build_stem,
+    default_levels,
+    load_stem,
+    run_stem,
+    stem_grid,
+    stem_statistics,
+    stem_width,
+)
 from sak.weights import save_weights
 from tests.sak.student.tiny import GRID, IMAGE_SIZE, STAGE1, images
+from tests.sak.teachers.sources import ClipVisual, dinov2_maps, dinov2_state
 
 NAME = STAGE1.stem
 TINY = dict(STAGE1.stem_overrides)
@@ -95,9 +105,10 @@ def test_without_a_network_the_error_says_how_to_give_a_checkpoint(monkeypatch: 
         build_stem(NAME, image_size=IMAGE_SIZE, pretrained=True)
 
 
-def test_pretrained_and_checkpoint_exclude_each_other() -> None:
-    with pytest.raises(CheckpointError, match="both"):
-        build_stem(NAME, image_size=IMAGE_SIZE, pretrained=True, checkpoint=Path("x.pth"))
+def started(path: Path) -> tuple[Any, StemWeights]:
+    """The tiny stem from a file, and what that gave."""
+    stem = build_stem(NAME, image_size=IMAGE_SIZE, overrides=TINY)
+    return stem, load_stem(stem, path)
 
 
 def timm_checkpoint(path: Path, size: tuple[int, int], **overrides: int) -> dict[str, torch.Tensor]:
@@ -108,7 +119,8 @@ def timm_checkpoint(path: Path, size: tuple[int, int], **overrides: int) -> dict
 
 def test_a_timm_checkpoint_loads_without_its_norm_and_classifier(tmp_path: Path) -> None:
     state = timm_checkpoint(tmp_path / "w.safetensors", IMAGE_SIZE)
-    stem = build_stem(NAME, image_size=IMAGE_SIZE, overrides=TINY, checkpoint=tmp_path / "w.safetensors")
+    stem, start = started(tmp_path / "w.safetensors")
+    assert start == StemWeights("timm", len(stem.state_dict()), len(state), 0)
     loaded = stem.state_dict()
     assert loaded
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
@@ -116,14 +128,16 @@ def test_a_timm_checkpoint_loads_without_its_norm_and_classifier(tmp_path: Path)
 
 def test_a_checkpoint_of_another_size_has_its_position_embedding_resized(tmp_path: Path) -> None:
     timm_checkpoint(tmp_path / "w.safetensors", (32, 32))
-    stem = build_stem(NAME, image_size=IMAGE_SIZE, overrides=TINY, checkpoint=tmp_path / "w.safetensors")
-    assert stem.pos_embed.shape == (1, 7, 32)  # type: ignore[union-attr]
+    stem, start = started(tmp_path / "w.safetensors")
+    assert stem.pos_embed.shape == (1, 7, 32)
+    assert start.resized == 17
+    assert start.summary().endswith("keys in timm layout; position embedding resized from 17 tokens")
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     timm_checkpoint(tmp_path / "w.safetensors", IMAGE_SIZE, depth=4)
     with pytest.raises(CheckpointError, match=r"w\.safetensors.*blocks\.4\.norm1\.weight"):
-        build_stem(NAME, image_size=IMAGE_SIZE, overrides=TINY, checkpoint=tmp_path / "w.safetensors")
+        started(tmp_path / "w.safetensors")
 
 
 def test_the_width_is_found_by_name_and_overrides() -> None:
@@ -133,3 +147,45 @@ def test_the_width_is_found_by_name_and_overrides() -> None:
         stem_width("vit_nope", overrides={})
     with pytest.raises(SakError, match="plain vision transformer"):
         stem_width("resnet18", overrides={"embed_dim": 48})
+
+
+def clip_source(image_BCHW: torch.Tensor) -> Any:
+    tower = ClipVisual(side=28, patch=14).eval()
+    return {f"visual.{key}": value for key, value in tower.state_dict().items()}, tower.maps(image_BCHW)
+
+
+def dinov2_source(image_BCHW: torch.Tensor) -> Any:
+    options = {"side": 28, "patch": 14, "registers": 0, "swiglu": False}
+    state = dinov2_state(**options)  # type: ignore[arg-type]
+    return dinov2_state(**options, chunked=True), dinov2_maps(state, image_BCHW)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "layout"),
+    [
+        ("vit_base_patch16_clip_quickgelu_224", clip_source, "open_clip"),
+        ("vit_base_patch14_dinov2", dinov2_source, "dinov2"),
+    ],
+)
+def test_a_stem_starts_from_what_is_published(name: str, source: Any, layout: str, tmp_path: Path) -> None:
+    """Under its publisher's names, and with the maps of the publisher's network; another grid is resized."""
+    overrides = {"patch_size": 14, "embed_dim": 24, "depth": 4, "num_heads": 3}
+    image_BCHW = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        weights, maps = source(image_BCHW)
+    path = tmp_path / "published.safetensors"
+    save_weights(path, weights)
+    stem: Any = build_stem(name, image_size=(28, 28), overrides=overrides).eval()
+    assert load_stem(stem, path) == StemWeights(layout, len(stem.state_dict()), len(weights), 0)
+    with torch.no_grad():
+        for ours, theirs in zip(run_stem(stem, image_BCHW)[1:], maps, strict=True):
+            torch.testing.assert_close(ours, theirs.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
+    larger = build_stem(name, image_size=(56, 28), overrides=overrides)
+    assert load_stem(larger, path).resized == 5
+
+
+def test_the_statistics_of_a_stem_are_timms() -> None:
+    assert stem_statistics("vit_base_patch16_384") == ((0.5,) * 3, (0.5,) * 3)
+    assert stem_statistics("vit_base_patch14_dinov2") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with pytest.raises(UnknownNameError, match="vit_nope"):
+        stem_statistics("vit_nope")
