@@ -155,6 +155,16 @@ class LocalRoot:
             return []
         return sorted(name for name in found if is_name(name))
 
+    def stamps(self, relative: str, /) -> dict[str, Stamp]:
+        """``names`` of regular files in a folder, links left out, each with its stamp."""
+        folder = self.local(relative)
+        try:
+            with _readable(folder):
+                found = disk.scan(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {name: stamp_of(info) for name, info in found if is_name(name) and stat.S_ISREG(info.st_mode)}
+
     def folders(self, relative: str, /) -> list[str]:
         """``names`` of real folders alone: neither files nor links."""
         base = self.path / relative

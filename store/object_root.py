@@ -170,6 +170,13 @@ class ObjectRoot:
         found = self._children(relative)
         return sorted(name for name in {*found.objects, *found.folders} if is_name(name))
 
+    def stamps(self, relative: str, /) -> dict[str, Stamp]:
+        """``names`` of the objects directly below a prefix, each with its stamp."""
+        below = "/".join(check_relative(relative)) + "/"
+        start = len(self._prefix + below)
+        found = {info.key[start:]: stamp_object(info) for page in self._pages(below) for info in page}
+        return {name: stamp for name, stamp in found.items() if is_name(name)}
+
     def folders(self, relative: str, /) -> list[str]:
         """``names`` that have something below them."""
         return sorted(name for name in self._children(relative).folders if is_name(name))

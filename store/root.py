@@ -169,6 +169,12 @@ class Root(Protocol):
     def names(self, relative: str, /) -> list[str]:
         """Sorted names in a folder without temporary files and odd names; empty when there is no such folder."""
 
+    def stamps(self, relative: str, /) -> dict[str, Stamp]:
+        """``names`` of regular files in a folder, links left out, each with its stamp: all from one listing.
+
+        They are to be compared with each other alone: an object's times may be finer in one answer than in another.
+        """
+
     def folders(self, relative: str, /) -> list[str]:
         """``names`` of real folders alone: neither files nor links."""
 
