@@ -131,12 +131,12 @@ def listdir(path: Path, /) -> list[str]:
 
 
 def scan(path: Path, /) -> list[tuple[str, os.stat_result]]:
-    """Names in a folder, each with what the system knows about it, no link followed; what has just gone is left out."""
+    """Names in a folder, each with what the system knows about it, links followed; what is not there is left out."""
     found = []
     with os.scandir(path) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
-                found.append((entry.name, entry.stat(follow_symlinks=False)))
+                found.append((entry.name, entry.stat()))
     return found
 
 

@@ -156,7 +156,7 @@ class LocalRoot:
         return sorted(name for name in found if is_name(name))
 
     def stamps(self, relative: str, /) -> dict[str, Stamp]:
-        """``names`` of regular files in a folder, links left out, each with its stamp."""
+        """``names`` of regular files in a folder, each with its stamp."""
         folder = self.local(relative)
         try:
             with _readable(folder):

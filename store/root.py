@@ -170,7 +170,7 @@ class Root(Protocol):
         """Sorted names in a folder without temporary files and odd names; empty when there is no such folder."""
 
     def stamps(self, relative: str, /) -> dict[str, Stamp]:
-        """``names`` of regular files in a folder, links left out, each with its stamp: all from one listing.
+        """``names`` of regular files in a folder, each with its stamp: all from one listing.
 
         They are to be compared with each other alone: an object's times may be finer in one answer than in another.
         """

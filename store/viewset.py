@@ -27,7 +27,7 @@ from store.workers import available_threads
 
 __all__ = ["ReadOptions", "ViewSet"]
 
-_CACHED_PARTS = 64
+_CACHED_PARTS, _CACHED_ROWS = 16, 1 << 14  # so many parts at least: a loader's window; a row takes some kilobytes
 _MAX_INDEX_BYTES = 1 << 30
 _VERIFY = ("shard", "row", "size")
 _ENGINES = ("direct", "zarr", "zarrs")
@@ -224,7 +224,7 @@ class ViewSet:
         index = self.load_index(part)
         with self._lock:
             self._indices[part] = index
-            while len(self._indices) > _CACHED_PARTS:
+            while len(self._indices) > max(_CACHED_PARTS, _CACHED_ROWS // self.spec.rows_per_shard):
                 self._indices.popitem(last=False)
         return index
 
