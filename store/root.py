@@ -214,8 +214,13 @@ class Root(Protocol):
     def lock(self, relative: str, /) -> AbstractContextManager[None]:
         """Hold a folder's lock where ``overwrites`` needs one; on object stores nothing."""
 
-    def clean(self, relative: str | None, /) -> int:
+    def clean(self, relative: str | None, /, *, skip: Callable[[str], bool] | None = None) -> int:
         """Remove temporary files whose writer has died, below a folder or, for None, in the root alone.
+
+        Where objects are never half written, none are looked for in folders of the folder.
+
+        Args:
+            skip: Folders, by their path in the store, that need no look.
 
         Returns:
             How many.
