@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,8 @@ from numpy.typing import NDArray
 from store import disk
 from store.local_file import LocalFile
 from store.object_cache import cache_folder
+from store.record import PartCommit
 from store.root import Stamp, temporary_name
-
-if TYPE_CHECKING:
-    from store.commits import PartCommit
 
 __all__ = ["Ledger", "LedgerFile", "ReadRecord", "empty_ledger", "read_ledger", "worth_keeping"]
 
@@ -37,7 +35,7 @@ _KEPT_PARTS = 1024
 """Fewer records are as soon read themselves, and leave nothing in the cache folder."""
 _VERSION = 1  # raise it whenever equal records would give another ledger
 
-ReadRecord = Callable[[int], "tuple[PartCommit, str]"]
+ReadRecord = Callable[[int], tuple[PartCommit, str]]
 """Gives the record of a part, read and proven, and the SHA-256 of its file."""
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from store.costs import Spent
 from store.ledger import Ledger
+from store.record import PartCommit
 from store.spec import ViewSetSpec
-
-if TYPE_CHECKING:
-    from store.commits import PartCommit
 
 __all__ = ["Progress", "Summary", "add_up", "progress"]
 

@@ -128,6 +128,12 @@ def save_use(store: Store, use: Use, /) -> None:
         StoreError: Something that it names is gone or differs, or the record cannot be written.
     """
     root, data = store.root, use.render()
+    if len(data) > MAX_DOCUMENT_BYTES:
+        parts = sum(map(len, use.commits.values()))
+        raise StoreError(
+            f"{use.path}: {use.experiment} reads {parts} parts, and a record holds {MAX_DOCUMENT_BYTES} bytes: "
+            f"{MAX_DOCUMENT_BYTES * parts // len(data)} of them; extract its view set with more rows_per_shard"
+        )
     with root.lock(USES):
         check_commits(store, use.commits, where=use.folder)
         if root.stamp(use.path) is None or root.read_bytes(use.path, max_bytes=MAX_DOCUMENT_BYTES) != data:

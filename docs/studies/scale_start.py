@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import subprocess
 import sys
 import time
@@ -232,7 +231,7 @@ def trainer(recipe: Path) -> None:
 
 
 def commands(recipe: Path) -> None:
-    """Wall time and peak memory of the commands, each in its own process."""
+    """Wall time of the commands, each in its own process."""
     study = load_recipe(recipe, []).runs[0].study
     view_set = Store.open(study.store).view_set_names()[0]
     column = Store.open(study.store).column_names(view_set)[0]
@@ -241,8 +240,6 @@ def commands(recipe: Path) -> None:
     for words in [["--help"], *asked]:
         start = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "cli", *words], capture_output=True, text=True, check=False)
-        used = os.wait4  # resource usage of children grows only
-        del used
         print(f"sak {' '.join(words)[:60]:60s} {time.perf_counter() - start:8.2f} s  rc {done.returncode}", flush=True)
         if done.returncode:
             print(done.stderr[-2000:])
