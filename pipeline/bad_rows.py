@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from time import monotonic
 
 from pipeline.config import DataConfig
@@ -11,7 +12,7 @@ from store.viewset import ViewSet
 
 __all__ = ["BadRows"]
 
-_SECONDS = 5.0
+_SECONDS, _SHARE = 5.0, 0.02  # looks are so far apart at least, and take so little of the time
 _SHOWN = 3
 
 
@@ -26,15 +27,15 @@ class BadRows:
         # Rows that were left out when that was asked for stay so.
         self._most = data.max_bad if data.on_error == "skip" else 1.0
         self._bad: dict[int, int] = {}
-        self._looked = monotonic()
+        self._next = monotonic() + _SECONDS
 
     def glance(self) -> None:
-        """``check``, unless that was done a moment ago: listing the parts takes requests.
+        """``check``, unless that was done a moment ago: listing the parts takes requests, more the more there are.
 
         Raises:
             TooManyBadError: As ``check``.
         """
-        if monotonic() - self._looked > _SECONDS:
+        if monotonic() > self._next:
             self.check()
 
     def check(self) -> int:
@@ -43,10 +44,14 @@ class BadRows:
         Raises:
             TooManyBadError: More than are allowed; the message counts them and gives the first reasons.
         """
+        start = monotonic()
         commits = self._view_set.commits
+        if not self._bad:
+            ledger = commits.ledger()
+            self._bad = dict.fromkeys(ledger.parts.tolist(), 0) | Counter(ledger.excluded_parts.tolist())
         new = [part for part in self._view_set.committed_parts() if part not in self._bad]
         self._bad |= {commit.part: len(commit.excluded) for commit in commits.require(new)}
-        self._looked = monotonic()
+        self._next = monotonic() + max(_SECONDS, (monotonic() - start) / _SHARE)
         bad, rows = sum(self._bad.values()), self._view_set.spec.rows
         if bad > self._most * rows:
             reasons = "; ".join(self._reasons())

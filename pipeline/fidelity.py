@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from sak.losses.distill import distill_loss
 from store.column import Column
+from store.summary import Summary
 
 __all__ = ["Fidelity", "Measured", "StoredBits", "codec_speed", "column_fidelity", "mean_measured", "stored_bits"]
 
@@ -89,39 +90,27 @@ class StoredBits(NamedTuple):
     levels: tuple[float, ...]
 
 
-def stored_bits(column: Column, /) -> StoredBits | None:
-    """What a column's committed parts take; None before the first.
-
-    Raises:
-        CorruptShardError: A commit record is damaged.
-    """
-    commits = column.commits.require(column.committed_parts())
-    rows = sum(len(commit.rows) for commit in commits)
+def stored_bits(column: Column, summary: Summary, /) -> StoredBits | None:
+    """What a column's committed parts take, as its summary adds them up; None before the first."""
+    rows = summary.committed_rows
     if rows == 0:
         return None
     sizes = [0] * len(column.spec.levels)
     for array in column.arrays:
-        for commit in commits:
-            inside = (item.size for path, item in commit.objects.items() if path.startswith(f"{array.name}/"))
-            sizes[array.level] += sum(inside)
+        sizes[array.level] += summary.folder_bytes.get(array.name, 0)
     values = [rows * level.values for level in column.spec.levels]
     levels = tuple(8 * size / count for size, count in zip(sizes, values, strict=True))
-    return StoredBits(8 * sum(commit.size for commit in commits) / sum(values), levels if all(sizes) else ())
+    return StoredBits(8 * summary.bytes / sum(values), levels if all(sizes) else ())
 
 
-def column_fidelity(column: Column, /) -> dict[str, dict[str, float]]:
-    """What extraction measured, with the bits a value takes: ``level_0`` and on, and their ``mean``.
-
-    Raises:
-        CorruptShardError: A commit record is damaged.
-    """
-    stats = column.summary().stats
+def column_fidelity(column: Column, summary: Summary, /) -> dict[str, dict[str, float]]:
+    """What extraction measured, with the bits a value takes: ``level_0`` and on, and their ``mean``."""
     found: dict[str, dict[str, float]] = {
         name: {key: round(value, _DIGITS) for key, value in level.items()}
-        for name, level in stats.items()
+        for name, level in summary.stats.items()
         if isinstance(level, Mapping) and level
     }
-    bits = stored_bits(column)
+    bits = stored_bits(column, summary)
     if bits is not None:
         for index, value in enumerate(bits.levels):
             found.setdefault(f"level_{index}", {})["bits_per_value"] = round(value, 4)
@@ -129,15 +118,11 @@ def column_fidelity(column: Column, /) -> dict[str, dict[str, float]]:
     return found | ({"mean": mean} if mean else {})
 
 
-def codec_speed(column: Column, /) -> dict[str, float]:
+def codec_speed(column: Column, summary: Summary, /) -> dict[str, float]:
     """Millions of values a second that the codec encoded and decoded during extraction, on the device of that run.
 
     Empty where no part was timed.
-
-    Raises:
-        CorruptShardError: A commit record or a cost file is damaged.
     """
-    summary = column.summary()
     values = summary.timed_rows * sum(level.values for level in column.spec.levels) / 1e6
     steps = {"encode": summary.spent.encode, "decode": summary.spent.decode}
     return {name: float(f"{values / seconds:.3g}") for name, seconds in steps.items() if seconds}

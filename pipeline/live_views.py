@@ -42,9 +42,9 @@ class FreshViews:
         """That of the view set that would hold these views."""
         return self.spec.name
 
-    def usable_rows(self) -> NDArray[np.int64]:
-        """All rows: that an image cannot be used shows when it is read. Shape ``(rows,)``."""
-        return np.arange(self.spec.rows, dtype=np.int64)
+    def unusable_rows(self) -> NDArray[np.int64]:
+        """None: that an image cannot be used shows when it is read. Shape ``(0,)``."""
+        return np.empty(0, dtype=np.int64)
 
     def load(self, rows: Sequence[int], /) -> list[ImageSample]:
         """Draw rows, in the order asked for.
@@ -76,10 +76,11 @@ class CroppedViews:
         """That of the stored view set."""
         return self._stored.name
 
-    def usable_rows(self) -> NDArray[np.int64]:
-        """Rows whose stored view has an image; shape ``(rows,)``."""
-        rows_N = np.arange(self.spec.rows, dtype=np.int64)
-        return rows_N[np.isin(self.stored_rows(rows_N), self._stored.usable_rows())]
+    def unusable_rows(self) -> NDArray[np.int64]:
+        """Rows whose stored view has no image, ascending; shape ``(rows,)``."""
+        stored_N, period = self._stored.unusable_rows(), self._stored.spec.rows
+        rows_N = np.concatenate([stored_N + first for first in range(0, self.spec.rows, period)])
+        return rows_N[rows_N < self.spec.rows]
 
     def stored_rows(self, rows: Sequence[int] | NDArray[np.int64], /) -> NDArray[np.int64]:
         """Row of the stored view set that each row is a crop of."""
@@ -127,7 +128,8 @@ def seen_views(
         return stored
     usable = len(cached_source(data.source).keys())
     if stored is not None:
-        usable = int(np.bincount(stored.usable_rows() // stored.spec.images, minlength=stored.spec.views).min())
+        lost = np.bincount(stored.unusable_rows() // stored.spec.images, minlength=stored.spec.views)
+        usable = stored.spec.images - int(lost.max())
     epochs = math.ceil(steps / max(usable // config.batch, 1))  # the loader leaves out an epoch's last, short batch
     if stored is None:
         return FreshViews(data, epochs=epochs)

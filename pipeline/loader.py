@@ -22,7 +22,7 @@ from pipeline.live_views import LiveViews
 from pipeline.pixels import decode_sample
 from pipeline.targets import Encoded, TargetSource
 from pipeline.tensors import to_tensors
-from store.order import epoch_rows
+from store.order import EpochOrder
 from store.viewset import ViewSet
 
 __all__ = ["Batch", "Loader", "load_samples", "loader_bytes"]
@@ -117,12 +117,11 @@ class Loader:
         self._view_set, self._targets, self._batch, self._seed = view_set, targets, batch, seed
         self._device = device or torch.device("cpu")
         self._samples = _Samples(view_set, tasks, {})
-        self._usable = view_set.usable_rows()
-        self._mask = np.zeros(view_set.spec.rows, dtype=bool)
-        self._mask[self._usable] = True
-        self._cycle: tuple[int, NDArray[np.int64]] = (-1, self._usable)
+        self._unusable = view_set.unusable_rows()
+        self._number, self._cycle = 0, self._order(0)
         self._announced: set[int] = set()
-        fewest = int(self._mask.reshape(view_set.spec.views, -1).sum(1).min())  # of all views: cycles are equally long
+        lost = np.bincount(self._unusable // view_set.spec.images, minlength=view_set.spec.views)
+        fewest = view_set.spec.images - int(lost.max())  # of all views: cycles are equally long
         self.steps_per_cycle = fewest // batch
         if self.steps_per_cycle == 0:
             raise DataError(
@@ -133,11 +132,14 @@ class Loader:
     def rows(self, step: int, /) -> NDArray[np.int64]:
         """Rows of a step: a pure function of (seed, step). One cycle visits every row of one view at most once."""
         cycle, index = divmod(step, self.steps_per_cycle)
-        if self._cycle[0] != cycle:
-            order = epoch_rows(self._view_set.spec, seed=self._seed, epoch=cycle, window=_WINDOW)
-            self._cycle = (cycle, order[self._mask[order]])
+        if self._number != cycle:
+            self._number, self._cycle = cycle, self._order(cycle)
             self._announced.clear()
-        return self._cycle[1][index * self._batch : (index + 1) * self._batch]
+        return self._cycle.rows(index * self._batch, (index + 1) * self._batch)
+
+    def _order(self, cycle: int) -> EpochOrder:
+        spec, unusable = self._view_set.spec, self._unusable
+        return EpochOrder(spec, seed=self._seed, epoch=cycle, window=_WINDOW, leave_out=unusable)
 
     def batches(self, start: int, stop: int, /, *, ahead: int | None = None) -> Generator[Batch, None, None]:
         """Batches of steps ``start`` to ``stop - 1``.
@@ -196,7 +198,7 @@ class Loader:
             return
         self.rows(step)
         first = step % self.steps_per_cycle * self._batch
-        soon = self._cycle[1][first : first + _ANNOUNCED * self._batch]
+        soon = self._cycle.rows(first, first + _ANNOUNCED * self._batch)
         parts = np.unique(self._view_set.spec.parts_of(soon)).tolist()
         self._targets.prefetch([part for part in parts if part not in self._announced])
         self._announced.update(parts)

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from store.backends.base import Decoder, Extents, LevelArray, ShardArray, little_endian
 from store.buffers import BUFFERS
-from store.commits import CommitLog, PartCommit, Summary
+from store.commits import CommitLog, PartCommit
 from store.costs import UNTIMED, Spent
 from store.errors import CorruptShardError, FormatError, StoreError
 from store.fingerprint import digest_keys
 from store.layout import check_metadata, level_arrays, load_column
 from store.root import Root, StoredFile
 from store.shards import Opening, Output, Request, Shard, ShardCache, read_rows, require_numbers
+from store.summary import Summary
 from store.viewset import ReadOptions, ViewSet
 from store.workers import map_threads, pool
 from store.zarr_engine import ZarrReader
@@ -165,7 +166,12 @@ class Column:
         Raises:
             FormatError: A part was made from other rows or images; names it.
         """
-        for part in self.committed_parts():
+        mine, theirs = self.commits.ledger(), view_set.commits.ledger()
+        at_P = theirs.find(mine.parts)
+        joined_P = at_P >= 0
+        for ours, other in ((mine.keys, theirs.keys), (mine.view_commits, theirs.digests)):
+            joined_P[joined_P] = (ours[joined_P] == other[at_P[joined_P]]).all(axis=1)
+        for part in mine.parts[~joined_P].tolist():
             self.check_join_part(view_set, part)
 
     def check_join_part(self, view_set: ViewSet, part: int, /) -> None:

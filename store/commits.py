@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from store.costs import Spent, parse_cost, render_cost
 from store.digests import ObjectDigest, digest_objects, parse_digest
-from store.document import MAX_DOCUMENT_BYTES, parse_document, render_document
-from store.errors import ConflictError, CorruptShardError, FormatError, MissingColumnError, MissingRowsError, StoreError
-from store.fingerprint import digest_bytes, plain_json
+from store.document import MAX_DOCUMENT_BYTES
+from store.errors import ConflictError, CorruptShardError, MissingColumnError, MissingRowsError, StoreError
+from store.fingerprint import digest_bytes
+from store.ledger import Ledger, LedgerFile, empty_ledger, read_ledger, worth_keeping
+from store.record import PartCommit, part_name
 from store.root import Root, is_name
 from store.spec import ViewSetSpec
+from store.summary import Summary, add_up
 
 __all__ = [
     "CommitLog",
     "ObjectDigest",
     "PartCommit",
     "PartLocation",
-    "Summary",
     "digest_objects",
     "locate_part",
     "parse_digest",
@@ -33,115 +37,7 @@ _PART_FILE = re.compile(
     r"(?:(?:index|images|costs|commits|shards)/part-|level_\d+(?:_\w+)?/c/)(?P<part>\d{1,12})(?:[./].*)?",
     re.ASCII,
 )
-_OBJECT = re.compile(
-    r"(?:index/part-(?P<index>[0-9]{5,12})\.parquet|(?:images|shards)/part-(?P<tar>[0-9]{5,12})\.tar"
-    r"|level_[0-9]+(?:_[a-z0-9]+)?/c/(?P<shard>[0-9]{1,12})(?:/0)*)"
-)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def part_name(part: int, /) -> str:
-    """``part-00000``."""
-    return f"part-{part:05d}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartCommit:
-    """The commit record of one part; a pure function of the part's content, so that a rerun writes the same bytes.
-
-    ``objects`` maps paths relative to ``owner`` to digests; ``excluded`` lists rows whose image could not be used;
-    ``view_commit`` is, for a column, the digest of the view set's own record of the same part, and ``content`` maps
-    its stored arrays to the SHA-256 of their rows as plain little-endian bytes, which every backend shares.
-    """
-
-    owner: str
-    part: int
-    start: int
-    stop: int
-    keys_sha256: str
-    objects: Mapping[str, ObjectDigest]
-    excluded: tuple[int, ...] = ()
-    view_commit: str | None = None
-    content: Mapping[str, str] = field(default_factory=dict)
-    stats: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> range:
-        """Rows of the part."""
-        return range(self.start, self.stop)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its objects."""
-        return sum(item.size for item in self.objects.values())
-
-    def render(self) -> bytes:
-        """The file's bytes."""
-        return render_document("commit", self._body())
-
-    def digest(self) -> str:
-        """SHA-256 of the record's file."""
-        return digest_bytes(self.render())
-
-    def _body(self) -> dict[str, Any]:
-        # Left out where there is none, so that the records of view sets, whose digests columns hold, stay as they are.
-        content = {"content": dict(self.content)} if self.content else {}
-        return {
-            **content,
-            "owner": self.owner,
-            "part": self.part,
-            "start": self.start,
-            "stop": self.stop,
-            "keys_sha256": self.keys_sha256,
-            "objects": {path: {"sha256": item.sha256, "size": item.size} for path, item in self.objects.items()},
-            "excluded": list(self.excluded),
-            "view_commit": self.view_commit,
-            "stats": plain_json(dict(self.stats)),
-        }
-
-    @classmethod
-    def parse(cls, data: bytes, *, where: str) -> PartCommit:
-        """Inverse of ``render``.
-
-        Raises:
-            FormatError: It is no commit record of this version.
-            CorruptShardError: Its bytes have changed.
-        """
-        body = parse_document(data, kind="commit", where=where)
-        try:
-            body["objects"] = {path: parse_digest(item) for path, item in body["objects"].items()}
-            body["excluded"] = tuple(body["excluded"])
-            commit = cls(**body)
-            # Its digest names a record, so there is one spelling of each: one without content does not say so.
-            fault = _fault(commit) or ("fields spelt as we do not" if commit.render() != data else "")
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise FormatError(f"{where}: not a commit record of this version ({error})") from error
-        if fault:
-            raise FormatError(f"{where}: not a commit record of this version ({fault})")
-        return commit
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """How far a view set or column is, and what it takes.
-
-    Units:
-        ``bytes`` as stored; ``fp16_bytes`` what the committed rows would take as plain float16, 0 for a view set;
-        ``spent`` as writers reported it, ``encode`` and ``decode`` over the ``timed_rows`` for which they are known.
-    """
-
-    views: int
-    committed_views: int
-    rows: int
-    committed_rows: int
-    excluded_rows: int
-    parts: int
-    committed_parts: int
-    bytes: int
-    fp16_bytes: int
-    spent: Spent
-    timed_rows: int
-    stats: Mapping[str, Any]
+_KNOWN = 1024  # records held whole, some kilobytes each
 
 
 class PartLocation(NamedTuple):
@@ -169,7 +65,9 @@ class CommitLog:
         self._root = root
         self._folder = folder
         self._spec = spec
-        self._known: dict[int, PartCommit] = {}
+        self._known: OrderedDict[int, PartCommit] = OrderedDict()
+        self._ledger = empty_ledger()
+        self._lock = threading.Lock()
 
     @staticmethod
     def number(name: str, /) -> int | None:
@@ -194,9 +92,10 @@ class CommitLog:
             CorruptShardError: The record's bytes have changed, or it belongs to another part.
             FormatError: It is of another version.
         """
-        if part not in self._known and self._root.stamp(self.path(part)) is not None:
-            self.load(part)
-        return self._known.get(part)
+        known = self._known.get(part)
+        if known is None and self._root.stamp(self.path(part)) is not None:
+            return self.load(part)
+        return known
 
     def load(self, part: int, /) -> PartCommit:
         """Read and check a part's record, whatever was read before.
@@ -205,16 +104,45 @@ class CommitLog:
             CorruptShardError: As in ``find``, or the record is missing.
             FormatError: As in ``find``.
         """
+        commit, _ = self._read(part)
+        self._keep(commit)
+        return commit
+
+    def ledger(self) -> Ledger:
+        """What the records of all parts say in brief. Those that this machine has proven before are not read again.
+
+        Raises:
+            CorruptShardError: As in ``find``.
+            FormatError: As in ``find``.
+        """
+        folder = f"{self._folder}/commits"
+        stamps = self._root.stamps(folder)
+        numbered = {number: stamp for name, stamp in stamps.items() if (number := self.number(name)) is not None}
+        mine = {part: stamp for part, stamp in numbered.items() if part < self._spec.parts}
+        kept = LedgerFile(self._root.where(folder))
+        before = self._ledger if len(self._ledger.parts) else kept.load()
+        self._ledger = read_ledger(before, mine, read=self._read)
+        if worth_keeping(before, self._ledger):
+            kept.save(self._ledger)
+        return self._ledger
+
+    def _keep(self, commit: PartCommit) -> None:
+        with self._lock:
+            self._known[commit.part] = commit
+            while len(self._known) > _KNOWN:
+                self._known.popitem(last=False)
+
+    def _read(self, part: int) -> tuple[PartCommit, str]:
         relative = self.path(part)
         where = self._root.where(relative)
-        commit = PartCommit.parse(self._root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES), where=where)
+        data = self._root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES)
+        commit = PartCommit.parse(data, where=where)
         if (commit.owner, commit.part, commit.rows) != (self._folder, part, self._spec.part_rows(part)):
             raise CorruptShardError(
                 f"{where}: expected the record of {self._folder} part {part}, got that of {commit.owner} part "
                 f"{commit.part}; a file was moved, run sak store verify"
             )
-        self._known[part] = commit
-        return commit
+        return commit, digest_bytes(data)
 
     def require(self, parts: Sequence[int], /) -> list[PartCommit]:
         """Records of parts.
@@ -254,12 +182,15 @@ class CommitLog:
             if self._root.stamp(f"{self._folder}/{record}.json") is None:  # gone while we waited for the lock
                 raise MissingColumnError(f"{self._folder}: was removed while it was being written; run this again")
             try:
-                self._known[commit.part] = self._write(commit, objects, spent)
+                written = self._write(commit, objects, spent)
             except ConflictError:
                 # Where nothing is locked another writer may have been faster: then its part is the one.
-                if self.find(commit.part) is None:
+                standing = self.find(commit.part)
+                if standing is None:
                     raise
-        return self._known[commit.part]
+                return standing
+            self._keep(written)
+        return written
 
     def _write(self, commit: PartCommit, objects: Iterable[tuple[str, bytes]], spent: Spent) -> PartCommit:
         digests: dict[str, ObjectDigest] = {}
@@ -293,7 +224,8 @@ class CommitLog:
 
         Where objects are created once, what is left of the part goes too, or a rerun could not create its own.
         """
-        self._known.pop(part, None)
+        with self._lock:
+            self._known.pop(part, None)
         self._root.remove(self.path(part))
         for path in self.obstacles(part):
             self._root.remove(path)
@@ -309,23 +241,8 @@ class CommitLog:
         Raises:
             CorruptShardError: A record is damaged.
         """
-        commits = self.require(self.parts())
-        spent = [self.spent(commit.part) for commit in commits]
-        rows = sum(len(commit.rows) for commit in commits)
-        return Summary(
-            views=self._spec.views,
-            committed_views=self._spec.whole_views(commit.part for commit in commits),
-            rows=self._spec.rows,
-            committed_rows=rows,
-            excluded_rows=sum(len(commit.excluded) for commit in commits),
-            parts=self._spec.parts,
-            committed_parts=len(commits),
-            bytes=sum(commit.size for commit in commits),
-            fp16_bytes=rows * fp16_bytes_per_row,
-            spent=Spent(*map(sum, zip(*spent, strict=True))),
-            timed_rows=sum(len(commit.rows) for commit, item in zip(commits, spent, strict=True) if item.encode),
-            stats=_average([(commit.stats, len(commit.rows)) for commit in commits]),
-        )
+        noted = ((self._read(part)[0], self.spent(part)) for part in self.parts())
+        return add_up(noted, spec=self._spec, fp16_bytes_per_row=fp16_bytes_per_row)
 
     def spent(self, part: int, /) -> Spent:
         """What a part's writer said that it took; zeros where that is not known.
@@ -338,36 +255,3 @@ class CommitLog:
             return Spent()
         data = self._root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES)
         return parse_cost(data, where=self._root.where(relative))
-
-
-def _fault(commit: PartCommit) -> str:
-    """What is wrong with a record's fields, or nothing."""
-    if not all(type(number) is int and number >= 0 for number in (commit.part, commit.start, commit.stop)):
-        return "part, start and stop: expected integers"
-    digests = [commit.keys_sha256, *commit.content.values(), *([commit.view_commit] if commit.view_commit else [])]
-    if not all(_SHA256.fullmatch(digest) for digest in digests):
-        return "expected digests of 64 hex digits"
-    # A reader cuts these rows out, and an import copies these files: neither must reach beyond the part.
-    previous = commit.start - 1
-    for row in commit.excluded:
-        if type(row) is not int or not previous < row < commit.stop:
-            return f"excluded: expected ascending rows of the part, got {row!r}"
-        previous = row
-    for path in commit.objects:
-        match = _OBJECT.fullmatch(path)
-        if match is None or int(match["index"] or match["tar"] or match["shard"]) != commit.part:
-            return f"objects: {path!r} is no file of part {commit.part}"
-    return "" if isinstance(commit.stats, Mapping) else "stats: expected an object"
-
-
-def _average(weighted: Sequence[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
-    """Row-weighted mean of every number in nested stats; other values are left out."""
-    names = sorted({name for stats, _ in weighted for name in stats})
-    result: dict[str, Any] = {}
-    for name in names:
-        values = [(stats[name], weight) for stats, weight in weighted if name in stats]
-        if all(isinstance(value, Mapping) for value, _ in values):
-            result[name] = _average(values)
-        elif all(isinstance(value, int | float) for value, _ in values):
-            result[name] = sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
-    return result

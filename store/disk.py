@@ -7,6 +7,7 @@ it, or die there. Nothing is decided here; what the calls add up to is in ``stor
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ __all__ = [
     "pread",
     "replace",
     "rmdir",
+    "scan",
     "set_times",
     "stat",
     "truncate",
@@ -126,6 +128,16 @@ def rmdir(path: Path, /) -> None:
 def listdir(path: Path, /) -> list[str]:
     """Names in a folder."""
     return os.listdir(path)
+
+
+def scan(path: Path, /) -> list[tuple[str, os.stat_result]]:
+    """Names in a folder, each with what the system knows about it, links followed; what is not there is left out."""
+    found = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                found.append((entry.name, entry.stat()))
+    return found
 
 
 def walk(path: Path, /) -> Iterator[tuple[str, list[str], list[str]]]:

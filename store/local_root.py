@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -155,6 +155,16 @@ class LocalRoot:
             return []
         return sorted(name for name in found if is_name(name))
 
+    def stamps(self, relative: str, /) -> dict[str, Stamp]:
+        """``names`` of regular files in a folder, each with its stamp."""
+        folder = self.local(relative)
+        try:
+            with _readable(folder):
+                found = disk.scan(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {name: stamp_of(info) for name, info in found if is_name(name) and stat.S_ISREG(info.st_mode)}
+
     def folders(self, relative: str, /) -> list[str]:
         """``names`` of real folders alone: neither files nor links."""
         base = self.path / relative
@@ -270,8 +280,11 @@ class LocalRoot:
             with _explained(folder):
                 disk.close(descriptor)
 
-    def clean(self, relative: str | None, /) -> int:
+    def clean(self, relative: str | None, /, *, skip: Callable[[str], bool] | None = None) -> int:
         """Remove temporary files whose writer has died, below a folder or, for None, in the root alone.
+
+        Args:
+            skip: Folders, by their path in the store, that need no look.
 
         Returns:
             How many.
@@ -282,6 +295,9 @@ class LocalRoot:
             for folder, folders, names in disk.walk(top):
                 if relative is None:
                     folders.clear()
+                elif skip is not None:
+                    inside = Path(folder).relative_to(top.parents[relative.count("/")])
+                    folders[:] = [name for name in folders if not skip(f"{inside}/{name}")]
                 for path in (Path(folder, name) for name in names if is_temporary(name)):
                     if _is_abandoned(path):
                         with contextlib.suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -170,6 +170,13 @@ class ObjectRoot:
         found = self._children(relative)
         return sorted(name for name in {*found.objects, *found.folders} if is_name(name))
 
+    def stamps(self, relative: str, /) -> dict[str, Stamp]:
+        """``names`` of the objects directly below a prefix, each with its stamp."""
+        below = "/".join(check_relative(relative)) + "/"
+        start = len(self._prefix + below)
+        found = {info.key[start:]: stamp_object(info) for page in self._pages(below) for info in page}
+        return {name: stamp for name, stamp in found.items() if is_name(name)}
+
     def folders(self, relative: str, /) -> list[str]:
         """``names`` that have something below them."""
         return sorted(name for name in self._children(relative).folders if is_name(name))
@@ -247,15 +254,19 @@ class ObjectRoot:
         """Nobody can tell: there are no locks."""
         check_relative(relative)
 
-    def clean(self, relative: str | None, /) -> int:
-        """Remove probes of processes that died; objects are never half written."""
-        found = [path for path in self.abandoned() if relative is None or path.startswith(f"{relative}/")]
+    def clean(self, relative: str | None, /, *, skip: Callable[[str], bool] | None = None) -> int:
+        """Remove probes of processes that died, directly below a prefix; objects are never half written."""
+        prefix = self._prefix if relative is None else f"{self._key(relative)}/"
+        removed = 0
         try:
-            for path in found:
-                self._client.delete(self._prefix + path)
+            for name in filter(is_temporary, self._client.children(prefix).objects):
+                with contextlib.suppress(FileNotFoundError):
+                    if _is_abandoned(name, stamp_object(self._client.head(prefix + name))):
+                        self._client.delete(prefix + name)
+                        removed += 1
         except OSError as error:
             raise unreachable(self.url, "cleaned", error) from error
-        return len(found)
+        return removed
 
     @property
     def _client(self) -> ObjectClient:

@@ -7,6 +7,8 @@ They sort raw output of the counter-based Philox generator, whose stream NumPy g
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,7 +20,9 @@ from store.errors import FormatError
 from store.fingerprint import canonical_json
 from store.spec import ViewSetSpec
 
-__all__ = ["RowSamples", "epoch_rows", "image_permutation", "row_samples"]
+__all__ = ["EpochOrder", "RowSamples", "epoch_rows", "image_permutation", "row_samples"]
+
+_KEPT_WINDOWS = 4
 
 
 class RowSamples(NamedTuple):
@@ -49,10 +53,7 @@ def row_samples(spec: ViewSetSpec, /, *, rows: Sequence[int] | NDArray[np.int64]
 
 
 def epoch_rows(spec: ViewSetSpec, /, *, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
-    """Order in which one epoch visits the rows of one view: shards permuted, then rows in each window of shards.
-
-    Epoch ``e`` visits view ``e % views``: every image once, as in training without a store, and images in the same
-    order however many views there are. At any moment only ``window`` shards are being read, however large the store is.
+    """The whole of an ``EpochOrder`` that leaves nothing out.
 
     Shapes:
         returns: ``(images,)``, a permutation of the view's rows.
@@ -60,16 +61,69 @@ def epoch_rows(spec: ViewSetSpec, /, *, seed: int, epoch: int, window: int) -> N
     Raises:
         FormatError: ``window`` is less than 1.
     """
-    if window < 1:
-        raise FormatError(f"epoch order: expected window >= 1, got {window}")
-    view = epoch % spec.views
-    shards = (view * spec.parts_per_view + _permutation(spec.parts_per_view, "shards", seed, epoch)).tolist()
-    windows = []
-    for first in range(0, len(shards), window):
-        blocks = map(spec.part_rows, shards[first : first + window])
+    order = EpochOrder(spec, seed=seed, epoch=epoch, window=window)
+    return order.rows(0, len(order))
+
+
+class EpochOrder:
+    """Order in which one epoch visits the rows of one view: shards permuted, then rows in each window of shards.
+
+    Epoch ``e`` visits view ``e % views``: every image once, as in training without a store, and images in the same
+    order however many views there are. At any moment only ``window`` shards are being read, however large the store is,
+    and no more rows than theirs are in memory: a window is computed when it is asked for.
+
+    Args:
+        leave_out: Rows to pass over, ascending, of any view; int64 ``(N,)``.
+
+    Raises:
+        FormatError: ``window`` is less than 1.
+    """
+
+    def __init__(
+        self, spec: ViewSetSpec, /, *, seed: int, epoch: int, window: int, leave_out: NDArray[np.int64] | None = None
+    ) -> None:
+        if window < 1:
+            raise FormatError(f"epoch order: expected window >= 1, got {window}")
+        self._spec, self._key, self._window = spec, (seed, epoch), window
+        view, count = epoch % spec.views, spec.parts_per_view
+        outside = np.empty(0, np.int64) if leave_out is None else leave_out
+        self._leave_out = outside[slice(*np.searchsorted(outside, (view * spec.images, (view + 1) * spec.images)))]
+        order = _permutation(count, "shards", seed, epoch)
+        self._shards = view * count + order
+        sizes = np.full(count, spec.rows_per_shard)
+        sizes[-1] = len(spec.part_rows(count - 1))
+        sizes -= np.bincount(spec.parts_of(self._leave_out) - view * count, minlength=count)
+        self._ends = np.cumsum(np.add.reduceat(sizes[order], np.arange(0, count, window)))
+        self._made: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def rows(self, start: int, stop: int, /) -> NDArray[np.int64]:
+        """Rows from one place in the order to another, or to its end; int64 ``(stop - start,)``."""
+        start, stop = max(start, 0), min(stop, len(self))
+        if start >= stop:
+            return np.empty(0, np.int64)
+        first, last = np.searchsorted(self._ends, (start, stop - 1), side="right").tolist()
+        begin = int(self._ends[first - 1]) if first else 0
+        found = np.concatenate([self._rows_of(number) for number in range(first, last + 1)])
+        return found[start - begin : stop - begin]
+
+    def _rows_of(self, number: int) -> NDArray[np.int64]:
+        with self._lock:
+            if number not in self._made:
+                self._made[number] = self._make(number * self._window)
+            self._made.move_to_end(number)
+            while len(self._made) > _KEPT_WINDOWS:
+                self._made.popitem(last=False)
+            return self._made[number]
+
+    def _make(self, first: int) -> NDArray[np.int64]:
+        blocks = map(self._spec.part_rows, self._shards[first : first + self._window].tolist())
         inside = np.concatenate([np.arange(rows.start, rows.stop) for rows in blocks])
-        windows.append(inside[_permutation(len(inside), "rows", seed, epoch, first)])
-    return np.concatenate(windows)
+        order = inside[_permutation(len(inside), "rows", *self._key, first)]
+        return order[~np.isin(order, self._leave_out)] if len(self._leave_out) else order
 
 
 @lru_cache(maxsize=4)

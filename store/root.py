@@ -169,6 +169,12 @@ class Root(Protocol):
     def names(self, relative: str, /) -> list[str]:
         """Sorted names in a folder without temporary files and odd names; empty when there is no such folder."""
 
+    def stamps(self, relative: str, /) -> dict[str, Stamp]:
+        """``names`` of regular files in a folder, each with its stamp: all from one listing.
+
+        They are to be compared with each other alone: an object's times may be finer in one answer than in another.
+        """
+
     def folders(self, relative: str, /) -> list[str]:
         """``names`` of real folders alone: neither files nor links."""
 
@@ -208,8 +214,13 @@ class Root(Protocol):
     def lock(self, relative: str, /) -> AbstractContextManager[None]:
         """Hold a folder's lock where ``overwrites`` needs one; on object stores nothing."""
 
-    def clean(self, relative: str | None, /) -> int:
+    def clean(self, relative: str | None, /, *, skip: Callable[[str], bool] | None = None) -> int:
         """Remove temporary files whose writer has died, below a folder or, for None, in the root alone.
+
+        Where objects are never half written, none are looked for in folders of the folder.
+
+        Args:
+            skip: Folders, by their path in the store, that need no look.
 
         Returns:
             How many.

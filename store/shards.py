@@ -17,7 +17,7 @@ from store.backends.base import Decoder, Extents
 from store.codecs.base import PartSpec
 from store.commits import ObjectDigest
 from store.errors import CorruptShardError, UnreachableError
-from store.root import Root, Stamp, StoredFile
+from store.root import Root, StoredFile
 from store.workers import map_threads
 
 __all__ = [
@@ -97,7 +97,8 @@ class ShardCache:
         self._verify = verify
         self._capacity = capacity
         self._open: OrderedDict[str, Shard] = OrderedDict()
-        self._verified: dict[str, Stamp] = {}
+        # Hashes of path and stamp: a large column has a million files, and an epoch passes by all of them.
+        self._verified: set[int] = set()
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}
 
@@ -149,10 +150,11 @@ class ShardCache:
             raise corrupt(where, rows, str(error)) from error
 
     def _check(self, relative: str, file: StoredFile, digest: ObjectDigest, rows: range) -> None:
-        if self._verify == "shard" and self._verified.get(relative) != file.stamp:
+        version = hash((relative, file.stamp))
+        if self._verify == "shard" and version not in self._verified:
             if file.digest() != digest.sha256:
                 raise corrupt(self._root.where(relative), rows, "its SHA-256 differs from the commit record")
-            self._verified[relative] = file.stamp
+            self._verified.add(version)
 
 
 def require_numbers(decode: Decoder, spec: PartSpec, /) -> Decoder:

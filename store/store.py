@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from store.backends.base import Backend
 from store.backends.registry import backend_of
 from store.column import Column
-from store.commits import digest_objects
+from store.commits import CommitLog, digest_objects, locate_part
 from store.document import MAX_DOCUMENT_BYTES, parse_document, render_document
 from store.errors import ConflictError, FormatError, MissingColumnError
 from store.layout import column_files, load_record
@@ -206,8 +206,10 @@ class Store:
         folder = f"columns/{spec.view_set}/{spec.name}"
         stored = backend_of(backend, where=folder)
         with self.root.lock(folder):
-            self.root.clean(folder)
             views = self.view_set(spec.view_set)  # no earlier: views may have been appended meanwhile
+            done = frozenset(CommitLog(self.root, folder, spec=views.spec).parts())
+            # Every array has folders for every part: millions of them, of which only a part in the making can be dirty.
+            self.root.clean(folder, skip=lambda path: (at := locate_part(path)) is not None and at.part in done)
             new = not self.root.exists(f"{folder}/column.json")
             with self._unless_made(f"{folder}/column.json"):
                 for relative, data in self._described(folder, spec, views.stored, backend=stored).items():

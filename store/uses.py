@@ -104,12 +104,7 @@ def commits_of(items: Iterable[ViewSet | Column], /) -> dict[str, dict[int, str]
     Raises:
         StoreError: A record is damaged or went while we looked.
     """
-    found = {}
-    for item in items:
-        parts = item.committed_parts()
-        commits = item.commits.require(parts)
-        found[item.folder] = {part: commit.digest() for part, commit in zip(parts, commits, strict=True)}
-    return found
+    return {item.folder: item.commits.ledger().hex_digests() for item in items}
 
 
 def make_use(store: Store, /, *, experiment: str, folder: str, items: Iterable[ViewSet | Column]) -> Use:
@@ -133,6 +128,12 @@ def save_use(store: Store, use: Use, /) -> None:
         StoreError: Something that it names is gone or differs, or the record cannot be written.
     """
     root, data = store.root, use.render()
+    if len(data) > MAX_DOCUMENT_BYTES:
+        parts = sum(map(len, use.commits.values()))
+        raise StoreError(
+            f"{use.path}: {use.experiment} reads {parts} parts, and a record holds {MAX_DOCUMENT_BYTES} bytes: "
+            f"{MAX_DOCUMENT_BYTES * parts // len(data)} of them; extract its view set with more rows_per_shard"
+        )
     with root.lock(USES):
         check_commits(store, use.commits, where=use.folder)
         if root.stamp(use.path) is None or root.read_bytes(use.path, max_bytes=MAX_DOCUMENT_BYTES) != data:
@@ -162,15 +163,14 @@ def check_commits(store: Store, commits: Commits, /, *, where: str) -> None:
                 f"that does not give the same bytes, delete {where} to train anew"
             )
         view_set = store.view_set(owner.split("/")[1])
-        log = CommitLog(store.root, owner, spec=view_set.spec)
+        standing = CommitLog(store.root, owner, spec=view_set.spec).ledger().hex_digests()
         for part, digest in parts.items():
-            commit = log.find(part)
-            if commit is None:
+            if part not in standing:
                 raise StoreError(
                     f"{where}: refuses to mix: {owner} part {part}, which it read, is not committed any more; run sak "
                     f"extract, and if that does not give the same bytes, delete {where} to train anew"
                 )
-            if commit.digest() != digest:
+            if standing[part] != digest:
                 raise StoreError(
                     f"{where}: refuses to mix: {owner} part {part} holds other bytes than it read before (made again "
                     f"since); restore that part from a copy, or delete {where} to train anew"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from store.commits import CommitLog, PartCommit, Summary, digest_objects, part_name
+from store.commits import CommitLog, PartCommit, digest_objects, part_name
 from store.costs import UNTIMED, Spent
 from store.document import MAX_DOCUMENT_BYTES, parse_document
 from store.errors import CorruptShardError, FormatError
@@ -21,12 +21,13 @@ from store.fingerprint import canonical_json, digest_bytes, digest_keys
 from store.root import DEFAULT_CACHE_BYTES, Root, Stamp, StoredFile
 from store.rows import FileEntry, IndexRow, ViewRow, image_suffix, parse_index, render_index
 from store.spec import ViewSetSpec
+from store.summary import Summary
 from store.tarball import build_tar
 from store.workers import available_threads
 
 __all__ = ["ReadOptions", "ViewSet"]
 
-_CACHED_PARTS = 64
+_CACHED_PARTS, _CACHED_ROWS = 16, 1 << 14  # so many parts at least: a loader's window; a row takes some kilobytes
 _MAX_INDEX_BYTES = 1 << 30
 _VERIFY = ("shard", "row", "size")
 _ENGINES = ("direct", "zarr", "zarrs")
@@ -223,7 +224,7 @@ class ViewSet:
         index = self.load_index(part)
         with self._lock:
             self._indices[part] = index
-            while len(self._indices) > _CACHED_PARTS:
+            while len(self._indices) > max(_CACHED_PARTS, _CACHED_ROWS // self.spec.rows_per_shard):
                 self._indices.popitem(last=False)
         return index
 
@@ -250,13 +251,20 @@ class ViewSet:
         """Sample keys of a part's rows, in order."""
         return tuple(row.key for row in self.index(part))
 
+    def unusable_rows(self) -> NDArray[np.int64]:
+        """Rows without an image, and those that are not committed, ascending; shape ``(rows,)``."""
+        ledger = self.commits.ledger()
+        missing = np.setdiff1d(np.arange(self.spec.parts), ledger.parts, assume_unique=True).tolist()
+        absent = [np.arange(rows.start, rows.stop) for rows in map(self.spec.part_rows, missing)]
+        return np.sort(np.concatenate([ledger.excluded, *absent]))
+
     def usable_rows(self) -> NDArray[np.int64]:
         """Committed rows that have an image, ascending; shape ``(rows,)``."""
-        rows = []
-        for commit in self.commits.require(self.committed_parts()):
-            part_rows = np.arange(commit.start, commit.stop, dtype=np.int64)
-            rows.append(np.delete(part_rows, np.array(commit.excluded, dtype=np.int64) - commit.start))
-        return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+        ledger, usable = self.commits.ledger(), np.zeros(self.spec.rows, dtype=bool)
+        for rows in map(self.spec.part_rows, ledger.parts.tolist()):
+            usable[rows.start : rows.stop] = True
+        usable[ledger.excluded] = False
+        return np.flatnonzero(usable)
 
     def summary(self) -> Summary:
         """Rows, parts, bytes and seconds so far."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import overload
 
 from pipeline.errors import DataError
 from pipeline.images.sample import ImageSample
@@ -28,6 +29,25 @@ def scene_seed(seed: int, *, split: str) -> int:
     if seed < 0:
         raise DataError(f"scenes: expected a seed of at least 0, got {seed}")
     return len(SPLITS) * seed + SPLITS.index(split)
+
+
+class _Keys(Sequence[str]):
+    """``<split>/<number>`` of scenes, written when asked for: they may be a billion."""
+
+    def __init__(self, split: str, numbers: range, /, *, digits: int) -> None:
+        self._split, self._numbers, self._digits = split, numbers, digits
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int, /) -> str: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> _Keys: ...
+    def __getitem__(self, index: int | slice, /) -> str | _Keys:
+        if isinstance(index, slice):
+            return _Keys(self._split, self._numbers[index], digits=self._digits)
+        return f"{self._split}/{self._numbers[index]:0{self._digits}d}"
 
 
 class SceneSource:
@@ -53,8 +73,7 @@ class SceneSource:
         self._seed = scene_seed(seed, split=split)
         self._split, self._size, self._images, self._style = split, size, images, style
         # Keys stay in sorted order: all have the same number of digits.
-        digits = max(6, len(str(images - 1)))
-        self._keys = tuple(f"{split}/{index:0{digits}d}" for index in range(images))
+        self._keys = _Keys(split, range(images), digits=max(6, len(str(images - 1))))
 
     @property
     def dataset(self) -> str:

@@ -16,6 +16,7 @@ from store.errors import StoreError
 from store.gc import Plan, collect, plan
 from store.root import Root
 from store.store import Store
+from store.summary import progress
 from store.uses import USES, Use, load_use
 from store.viewset import ViewSet
 
@@ -159,14 +160,15 @@ def _count(users: Mapping[str, int], item: ViewSet | Column) -> str:
 
 
 def _cells(item: ViewSet | Column) -> tuple[str, str, str, str, str]:
-    summary = item.summary()
-    against = f"{summary.bytes / summary.fp16_bytes:.1%}" if summary.fp16_bytes else "–"
+    spec = item.spec if isinstance(item, ViewSet) else item.view_set.spec
+    done = progress(item.commits.ledger(), spec=spec)
+    fp16_bytes = 0 if isinstance(item, ViewSet) else done.rows * item.spec.fp16_bytes_per_row
     return (
-        f"{summary.committed_views}/{summary.views}",
-        f"{summary.committed_rows}/{summary.rows}",
-        f"{summary.committed_parts}/{summary.parts}",
-        f"{summary.bytes / 1e6:.1f} MB",
-        against,
+        f"{done.views}/{spec.views}",
+        f"{done.rows}/{spec.rows}",
+        f"{done.parts}/{spec.parts}",
+        f"{done.bytes / 1e6:.1f} MB",
+        f"{done.bytes / fp16_bytes:.1%}" if fp16_bytes else "–",
     )
 
 

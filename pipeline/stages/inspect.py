@@ -31,7 +31,7 @@ def show(root: str | Path, name: str, /) -> str:
     view_set = store.view_set(name)
     bad = [
         {"row": row.row, "key": row.key, "reason": row.error}
-        for part in view_set.committed_parts()
+        for part in sorted({*view_set.commits.ledger().excluded_parts.tolist()})
         for row in view_set.index(part)
         if row.error
     ]
@@ -105,8 +105,8 @@ def _describe(item: ViewSet | Column) -> str:
     if summary.fp16_bytes:
         facts |= {"fp16_bytes": summary.fp16_bytes}
     if isinstance(item, Column):
-        facts |= {"fidelity": column_fidelity(item)}
-        speed = codec_speed(item)
+        facts |= {"fidelity": column_fidelity(item, summary)}
+        speed = codec_speed(item, summary)
         if speed:
             facts |= {"codec_million_values_per_second": speed}
     return yaml.safe_dump(facts, sort_keys=False)

@@ -70,7 +70,7 @@ def test_bits_are_those_on_disk(finished: Finished) -> None:
     store = Store.open(finished.root / "store")
     view_set = store.view_sets()[0]
     column = store.columns(view_set.name)[0]
-    bits = stored_bits(column)
+    bits = stored_bits(column, column.summary())
     assert bits is not None
     values = [view_set.spec.rows * level.values for level in column.spec.levels]
     folder = finished.root / "store" / column.folder
@@ -78,6 +78,6 @@ def test_bits_are_those_on_disk(finished: Finished) -> None:
         size = sum(path.stat().st_size for path in (folder / f"level_{level}" / "c").rglob("*") if path.is_file())
         assert found == pytest.approx(8 * size / count)
     assert bits.mean == pytest.approx(float(np.average(bits.levels, weights=values)))
-    fidelity = column_fidelity(column)
+    fidelity = column_fidelity(column, column.summary())
     assert [fidelity[f"level_{level}"]["bits_per_value"] for level in range(4)] == pytest.approx(bits.levels, abs=1e-4)
     assert set(fidelity["mean"]) == {*Measured._fields, "bits_per_value"}

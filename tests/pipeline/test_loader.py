@@ -68,6 +68,9 @@ class _Stub:
     def usable_rows(self) -> NDArray[np.int64]:
         return self._usable
 
+    def unusable_rows(self) -> NDArray[np.int64]:
+        return np.setdiff1d(np.arange(self.spec.rows), self._usable)
+
 
 @st.composite
 def stubs(draw: st.DrawFn) -> tuple[Any, int]:

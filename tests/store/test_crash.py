@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -101,3 +102,23 @@ def test_temporary_files_of_living_writers_are_left_alone(tmp_path: Path):
     sleeper.wait()
     store_samples.fill(tmp_path / "store")
     assert not mine.exists()
+
+
+def test_making_a_column_looks_for_leftovers_in_no_part_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = store_samples.fill(tmp_path / "store")
+    column.discard(1)
+    folder = tmp_path / "store" / column.folder
+    name = f".tmp-{store_samples.host()}-4194305-0"
+    left = [folder / "level_0" / "c" / part / "0" / "0" / name for part in ("0", "1")]
+    for path in left:
+        path.write_bytes(b"half")
+    seen: list[str] = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: seen.append(str(path)) or real(path))
+    Store.open(tmp_path / "store").create_column(column.spec)
+    assert [path.exists() for path in left] == [True, False]
+    assert not [path for path in seen if path.startswith(str(folder / "level_0" / "c" / "0"))]
+    store = Store.open(tmp_path / "store")
+    assert f"{column.folder}/level_0/c/0/0/0/{name}" in store.root.abandoned()

@@ -8,7 +8,7 @@ from store_samples import view_spec
 
 from store import order as module
 from store.errors import FormatError, MissingRowsError
-from store.order import epoch_rows, image_permutation, row_samples
+from store.order import EpochOrder, epoch_rows, image_permutation, row_samples
 from store.spec import ViewSetSpec
 
 SMALL = st.integers(1, 12)
@@ -88,3 +88,33 @@ def test_bad_arguments_are_refused():
 
 PERMUTATION = [8, 9, 5, 6, 2, 1, 4, 0, 3, 7]
 EPOCH = [1, 6, 3, 5, 4, 2, 7, 0, 9, 8]
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.data(),
+)
+def test_any_stretch_of_an_order_is_that_of_the_whole(
+    images: int, views: int, per_shard: int, window: int, epoch: int, data: st.DataObject
+) -> None:
+    spec = view_spec(images=images, views=views, rows_per_shard=per_shard)
+    bad = np.array(sorted(data.draw(st.sets(st.integers(0, spec.rows - 1)))), np.int64)
+    whole = epoch_rows(spec, seed=3, epoch=epoch, window=window)
+    usable = whole[~np.isin(whole, bad)]
+    order = EpochOrder(spec, seed=3, epoch=epoch, window=window, leave_out=bad)
+    assert len(order) == len(usable)
+    for _ in range(3):
+        start, stop = data.draw(st.integers(0, spec.rows)), data.draw(st.integers(0, spec.rows + 5))
+        np.testing.assert_array_equal(order.rows(start, stop), usable[start:stop])
+
+
+def test_an_order_holds_few_windows() -> None:
+    spec = view_spec(images=64, views=1, rows_per_shard=2)
+    order = EpochOrder(spec, seed=0, epoch=0, window=2)
+    visited = [row for start in range(0, 64, 4) for row in order.rows(start, start + 4).tolist()]
+    assert sorted(visited) == list(range(64))
+    assert len(order._made) <= 4

@@ -64,3 +64,15 @@ def test_other_json_is_refused(data: bytes):
 def test_documents_round_trip():
     body = {"b": [1, 2.5, None], "a": {"é": True}}
     assert parse_document(render_document("store", body), kind="store", where="x") == body
+
+
+def test_stamps_leave_out_what_is_no_file(tmp_path: Path) -> None:
+    root = LocalRoot(tmp_path)
+    root.write_atomic("a/file", b"x")
+    (tmp_path / "a" / "folder").mkdir()
+    (tmp_path / "a" / "lost").symlink_to(tmp_path / "nothing")
+    (tmp_path / "a" / "within").symlink_to(tmp_path / "a" / "file")
+    (tmp_path / "a" / ".tmp-x-1-1").touch()
+    found = root.stamps("a")
+    assert found == {name: root.stamp("a/file") for name in ("file", "within")}
+    assert root.stamps("a/file") == {}

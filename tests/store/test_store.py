@@ -14,6 +14,7 @@ import store_samples
 import store
 from store.column import Column
 from store.errors import FormatError, MissingColumnError, MissingRowsError
+from store.roots import open_root
 from store.store import Store
 from store.viewset import ReadOptions
 
@@ -170,3 +171,17 @@ def test_no_module_imports_what_a_store_must_not():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & {"torch", "sak", "pipeline", "pickle"}, path
+
+
+def test_stamps_of_a_folder_tell_one_version_of_a_file_from_the_next(place: str) -> None:
+    root = open_root(place)
+    assert root.stamps("a/b") == {}
+    for path in ("a/b/one", "a/b/two", "a/b/deeper/three", "a/other"):
+        root.write_atomic(path, path.encode())
+    before = root.stamps("a/b")
+    assert {name: stamp.size for name, stamp in before.items() if name != "deeper/three"} == {"one": 7, "two": 7}
+    assert root.stamps("a/b") == before
+    root.write_atomic("a/b/two", b"changed", replace=True)
+    after = root.stamps("a/b")
+    assert after["one"] == before["one"]
+    assert after["two"] != before["two"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_store
 
+from store import uses
 from store.errors import CorruptShardError, FormatError, MissingColumnError, StoreError
 from store.store import Store
 from store.uses import Use, all_uses, check_commits, commits_of, load_use, make_use, save_use
@@ -115,3 +116,14 @@ def test_only_committed_parts_are_named(store: Store):
     column = store.columns("t")[0]
     column.discard(0)
     assert set(commits_of([column])[column.folder]) == {1}
+
+
+def test_a_use_of_more_parts_than_a_record_holds_is_refused_when_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tiny_store.fill(tmp_path / "store", images=12)
+    use = make_use(store, experiment="e", folder="/e", items=[store.view_set("t"), *store.columns("t")])
+    monkeypatch.setattr(uses, "MAX_DOCUMENT_BYTES", 800)
+    with pytest.raises(StoreError, match=r"e reads 12 parts, .* bytes: [1-9] of them; .* rows_per_shard"):
+        save_use(store, use)
+    assert store.root.names(uses.USES) == []

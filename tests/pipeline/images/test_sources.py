@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.images.registry import SOURCES, SourceRequest, open_source
 from pipeline.images.sample import ImageSource
+from pipeline.images.scenes import SceneSource
 from tests.pipeline.images.conftest import FOLDERS, PACKED, SIZE
 
 DTYPES = {"normals": "float32", "depth": "float32"}
@@ -147,3 +148,13 @@ def test_a_scene_does_not_depend_on_the_count(opener: Opener) -> None:
     few, many = opener("scenes", images=2), opener("scenes", images=20)
     assert few.keys()[1] == many.keys()[1] == "train/000001"
     np.testing.assert_array_equal(few.read(1).image, many.read(1).image)
+
+
+def test_keys_of_scenes_are_written_when_asked_for() -> None:
+    keys = SceneSource(split="val", size=(8, 8), images=10**9, seed=0).keys()
+    assert len(keys) == 10**9
+    assert keys[7] == "val/000000007"
+    assert keys[-1] == "val/999999999"
+    assert list(keys[5:9:2]) == ["val/000000005", "val/000000007"]
+    with pytest.raises(IndexError):
+        keys[10**9]

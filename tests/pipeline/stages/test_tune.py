@@ -81,7 +81,7 @@ def test_what_tuning_says_is_what_extraction_finds(tuned: Tuning, tmp_path: Path
     for column in store.columns(store.view_set_names()[0]):
         item = next(item for item in tuned.teachers if item.teacher == column.spec.teacher)
         rate = next(rate for rate in item.rates if rate.name == "int8")
-        found = column_fidelity(column)["mean"]
+        found = column_fidelity(column, column.summary())["mean"]
         assert rate.bits == pytest.approx(found["bits_per_value"], rel=0.05)
         assert rate.measured.relative_error == pytest.approx(found["relative_error"], rel=0.1)
         assert rate.measured.token_cosine == pytest.approx(found["token_cosine"], abs=1e-5)
