@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from store.costs import Spent, parse_cost, render_cost
+from store.crossings import counted
 from store.digests import ObjectDigest, digest_objects, parse_digest
 from store.document import MAX_DOCUMENT_BYTES, parse_document, render_document
 from store.errors import ConflictError, CorruptShardError, FormatError, MissingColumnError, MissingRowsError, StoreError
@@ -127,7 +129,8 @@ class Summary:
 
     Units:
         ``bytes`` as stored; ``fp16_bytes`` what the committed rows would take as plain float16, 0 for a view set;
-        ``spent`` as writers reported it, ``encode`` and ``decode`` over the ``timed_rows`` for which they are known.
+        ``spent`` as writers reported it, ``encode`` over the ``timed_rows`` for which it is known and ``decode`` over
+        those of them of which ``decoded_rows`` tells.
     """
 
     views: int
@@ -141,6 +144,7 @@ class Summary:
     fp16_bytes: int
     spent: Spent
     timed_rows: int
+    decoded_rows: int
     stats: Mapping[str, Any]
 
 
@@ -263,9 +267,14 @@ class CommitLog:
 
     def _write(self, commit: PartCommit, objects: Iterable[tuple[str, bytes]], spent: Spent) -> PartCommit:
         digests: dict[str, ObjectDigest] = {}
-        for relative, data in objects:
-            self._root.write_atomic(f"{self._folder}/{relative}", data)
-            digests |= digest_objects({relative: data})
+        start = time.perf_counter()
+        with counted() as crossed:
+            for relative, data in objects:
+                self._root.write_atomic(f"{self._folder}/{relative}", data)
+                digests |= digest_objects({relative: data})
+        if not spent.written_bytes:  # else this is a copy, and the cost of the original is kept
+            seconds = time.perf_counter() - start
+            spent = spent.plus(Spent(write=seconds, read_bytes=crossed.read, written_bytes=crossed.written))
         commit = replace(commit, objects=digests)
         # The cost differs from run to run, so it stays out of the record.
         self._root.write_atomic(self.cost_path(commit.part), render_cost(spent), replace=True)
@@ -312,6 +321,7 @@ class CommitLog:
         commits = self.require(self.parts())
         spent = [self.spent(commit.part) for commit in commits]
         rows = sum(len(commit.rows) for commit in commits)
+        timed = [(len(commit.rows), item) for commit, item in zip(commits, spent, strict=True) if item.encode]
         return Summary(
             views=self._spec.views,
             committed_views=self._spec.whole_views(commit.part for commit in commits),
@@ -323,7 +333,8 @@ class CommitLog:
             bytes=sum(commit.size for commit in commits),
             fp16_bytes=rows * fp16_bytes_per_row,
             spent=Spent(*map(sum, zip(*spent, strict=True))),
-            timed_rows=sum(len(commit.rows) for commit, item in zip(commits, spent, strict=True) if item.encode),
+            timed_rows=sum(rows for rows, _ in timed),
+            decoded_rows=sum(item.decoded_rows or rows for rows, item in timed if item.decode),
             stats=_average([(commit.stats, len(commit.rows)) for commit in commits]),
         )
 
