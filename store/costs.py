@@ -40,7 +40,7 @@ class Spent(NamedTuple):
 
     def plus(self, other: Spent, /) -> Spent:
         """Both together."""
-        return Spent(*(one + two for one, two in zip(self, other, strict=True)))
+        return Spent._make(one + two for one, two in zip(self, other, strict=True))
 
 
 UNTIMED = Spent()

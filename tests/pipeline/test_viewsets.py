@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline import viewsets
-from pipeline.columns import part_pixels
+from pipeline.part_pixels import part_pixels
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.errors import BadImageError
 from pipeline.images.layouts import write_layout
