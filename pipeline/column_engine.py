@@ -3,7 +3,8 @@
 A part's pixels are decoded once for all teachers that lack it. Beside a GPU, threads decode the next batches into
 page-locked memory and write the parts before; the teacher runs on a batch while the one before is encoded in a stream
 of its own, measured, and copied back. On a CPU the teacher itself uses every core, and a thread that holds one makes
-the others wait at each of its operations (docs/extraction.md), so there the steps take turns, each on every core.
+the others wait at each of its operations (docs/extraction.md), so there the steps take turns, each on every core, but
+for writing, which mostly waits for the disk.
 
 What is stored depends on none of this: batches are the same ones, and a part is committed when all of it is there.
 """
@@ -62,7 +63,7 @@ class Overlap(NamedTuple):
 def overlap_of(device: torch.device, /, *, batch_bytes: int) -> Overlap:
     """What pays beside a device; measured on a CPU (docs/extraction.md)."""
     if device.type == "cpu":
-        return Overlap(threads=torch.get_num_threads())
+        return Overlap(threads=torch.get_num_threads(), behind=1)
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     ahead = max(2, min(_MOST_AHEAD, _AHEAD_BYTES // max(1, batch_bytes)))
     return Overlap(threads=threads, ahead=ahead, behind=2, pinned=device.type == "cuda")

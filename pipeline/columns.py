@@ -185,6 +185,8 @@ class _Encoder:
         with counted() as crossed:
             feats = self._clock.run("forward", lambda: self._source.maps(rows, pixels_N3HW))
         self._read_bytes += crossed.read
+        if self._side.is_gpu and not self._source.reads_pixels:  # then it is maps that were copied there
+            self._to_device += sum(feat.nbytes for feat in feats)
         return _Maps(first, feats, self._side.mark())
 
     def encode(self, maps: _Maps) -> int:

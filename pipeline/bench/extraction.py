@@ -78,10 +78,16 @@ class ExtractionPlan:
 
 
 class Turn(NamedTuple):
-    """One round: seconds of the bare teachers and of extraction over the same rows, and what the latter took."""
+    """One round: the bare teachers and extraction over the same rows, and what the latter's steps took.
+
+    Units:
+        Seconds, by the clock and (``_cpu``) of all of the process's threads.
+    """
 
     bare: float
+    bare_cpu: float
     made: float
+    made_cpu: float
     spent: Spent
 
 
@@ -158,15 +164,20 @@ def measure_extraction(
         _make(view_set, [output._replace(missing=frozenset([0])) for output in group], batch=plan.batch)
     for _ in range(plan.rounds):
         for group, line in zip(groups, lines, strict=True):
-            bare = _bare(group, batches)
-            line.turns.append(Turn(bare, *_make(view_set, group, batch=plan.batch)))
+            line.turns.append(Turn(*_bare(group, batches), *_make(view_set, group, batch=plan.batch)))
             line.stored = sum(output.column.summary().bytes for output in group)
             done(line.name)
     return lines
 
 
+class _Bare(NamedTuple):
+    seconds: float
+    cpu: float
+
+
 class _Made(NamedTuple):
     seconds: float
+    cpu: float
     spent: Spent
 
 
@@ -174,15 +185,15 @@ def _name(group: Sequence[Output]) -> str:
     return group[0].column.spec.teacher if len(group) == 1 else "all of them"
 
 
-def _bare(group: Sequence[Output], batches: Sequence[Tensor]) -> float:
+def _bare(group: Sequence[Output], batches: Sequence[Tensor]) -> _Bare:
     device = group[0].source.device
     _wait(device)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     for output in group:
         for index, batch in enumerate(batches):
             output.source.maps(range(index, index + len(batch)), batch)
     _wait(device)
-    return time.perf_counter() - start
+    return _Bare(time.perf_counter() - start, time.process_time() - used)
 
 
 def _make(view_set: ViewSet, group: Sequence[Output], *, batch: int) -> _Made:
@@ -191,14 +202,14 @@ def _make(view_set: ViewSet, group: Sequence[Output], *, batch: int) -> _Made:
             output.column.discard(part)
     # A view set that has been read holds its index and has checked its files, which a run does for every part.
     fresh = Store.open(view_set.root.url).view_set(view_set.name)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     fill_columns(fresh, group, batch=batch, advance=lambda *_: None, finished=lambda *_: None)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - used
     spent = UNTIMED
     for output in group:
         for part in output.missing:
             spent = spent.plus(output.column.commits.spent(part))
-    return _Made(seconds, spent)
+    return _Made(seconds, cpu, spent)
 
 
 def _wait(device: torch.device) -> None:

@@ -42,7 +42,7 @@ def extraction_table(result: ExtractionResult, /) -> Table:
     table = Table(header_style="bold")
     hours = f"hours for {result.projected:,}"
     for index, name in enumerate(
-        ("teacher", "codec", "bare rows/s", "rows/s", "of bare", "range", *_STEPS, "kB a row", hours)
+        ("teacher", "codec", "bare rows/s", "rows/s", "of bare", "range", "of bare, CPU", *_STEPS, "kB a row", hours)
     ):
         table.add_column(name, justify="left" if index < 2 else "right")
     for line in result.lines:
@@ -56,6 +56,7 @@ def extraction_table(result: ExtractionResult, /) -> Table:
             f"{found['rows_per_second']:.4g}",
             f"{found['of_bare']:.1%}",
             f"{low:.1%}–{high:.1%}",
+            f"{found['of_bare_processor']:.1%}",
             *(f"{steps[step]:.2f}" for step in _STEPS),
             f"{found['stored_bytes_per_row'] / 1e3:.1f}",
             f"{found['projected_hours']:.1f}",
@@ -72,7 +73,9 @@ def extraction_notes(result: ExtractionResult, /) -> list[str]:
         f"{facts['device']}; {facts['machine']}; torch {facts['torch']}, {facts['threads']} thread(s); "
         f"load {facts['load_before']:.1f} before, {facts['load_after']:.1f} after",
         "of bare: rows a second against the bare teacher on the same batches in the device's memory, round by round; "
-        "steps in milliseconds a row, which overlap on a GPU; measure: the codec's error on one row in eight",
+        "CPU: the same in processor time, which other jobs disturb less, best with one thread, and which leaves out what "
+        "a GPU does and waiting for the disk; steps in milliseconds a row, which overlap; measure: the codec's error on "
+        "one row in eight",
     ]
     for line in result.lines:
         moved = _line_json(line, result)["bytes_per_row"]
@@ -101,7 +104,16 @@ def _line_json(line: ExtractionLine, result: ExtractionResult) -> dict[str, Any]
         "rows_per_second": rate,
         "of_bare": statistics.median(ratios),
         "of_bare_range": [min(ratios), max(ratios)],
-        "rounds": [{"bare_seconds": turn.bare, "seconds": turn.made} for turn in line.turns],
+        "of_bare_processor": statistics.median(turn.bare_cpu / turn.made_cpu for turn in line.turns),
+        "rounds": [
+            {
+                "bare_seconds": turn.bare,
+                "bare_processor_seconds": turn.bare_cpu,
+                "seconds": turn.made,
+                "processor_seconds": turn.made_cpu,
+            }
+            for turn in line.turns
+        ],
         "milliseconds_per_row": {
             step: 1e3 * sum(getattr(spent, name) for name in names) / rows for step, names in _STEPS.items()
         },
