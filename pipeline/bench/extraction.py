@@ -164,7 +164,8 @@ def measure_extraction(
         _make(view_set, [output._replace(missing=frozenset([0])) for output in group], batch=plan.batch)
     for _ in range(plan.rounds):
         for group, line in zip(groups, lines, strict=True):
-            line.turns.append(Turn(*_bare(group, batches), *_make(view_set, group, batch=plan.batch)))
+            bare, made = _bare(group, batches), _make(view_set, group, batch=plan.batch)
+            line.turns.append(Turn(bare.seconds, bare.cpu, made.seconds, made.cpu, made.spent))
             line.stored = sum(output.column.summary().bytes for output in group)
             done(line.name)
     return lines

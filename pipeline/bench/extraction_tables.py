@@ -73,9 +73,9 @@ def extraction_notes(result: ExtractionResult, /) -> list[str]:
         f"{facts['device']}; {facts['machine']}; torch {facts['torch']}, {facts['threads']} thread(s); "
         f"load {facts['load_before']:.1f} before, {facts['load_after']:.1f} after",
         "of bare: rows a second against the bare teacher on the same batches in the device's memory, round by round; "
-        "CPU: the same in processor time, which other jobs disturb less, best with one thread, and which leaves out what "
-        "a GPU does and waiting for the disk; steps in milliseconds a row, which overlap; measure: the codec's error on "
-        "one row in eight",
+        "CPU: the same in processor time, which other jobs disturb less, best with one thread; it leaves out a GPU and "
+        "waiting for the disk; steps in milliseconds a row, which overlap; measure: the codec's error on one row "
+        "in eight",
     ]
     for line in result.lines:
         moved = _line_json(line, result)["bytes_per_row"]
