@@ -19,13 +19,13 @@ from pipeline.bench.files import flush, machine
 from pipeline.columns import Wanted
 from pipeline.config import Study
 from pipeline.needs import needs
-from pipeline.recipes import recipe_from_mapping
+from pipeline.recipes import load_recipe, recipe_from_mapping
 from pipeline.runtime import device_name, pick_device, seed_everything
 from pipeline.tracking import progress_bar
 from sak.teachers.published import PUBLISHED
 from sak.teachers.registry import TEACHERS
 
-__all__ = ["bench_extract", "named_plan", "study_plan"]
+__all__ = ["asked_plan", "bench_extract", "named_plan", "study_plan"]
 
 
 def bench_extract(plan: ExtractionPlan, /) -> ExtractionResult:
@@ -88,6 +88,22 @@ def _conditions(plan: ExtractionPlan, device: torch.device) -> dict[str, Any]:
             for item in plan.wanted
         },
     }
+
+
+def asked_plan(recipe: Path | None, names: Sequence[str], /, *, overrides: Sequence[str]) -> ExtractionPlan:
+    """What a command line asks for: a recipe's teachers, or some by name.
+
+    Raises:
+        BenchError: It asks for both or neither.
+        RecipeError: The recipe or an override is wrong, or there is no such teacher.
+    """
+    if (recipe is None) == (not names):
+        raise BenchError(
+            "extract: expected a recipe or some --teacher NAME, and not both; see sak bench extract --help"
+        )
+    if recipe is None:
+        return named_plan(names, overrides=overrides)
+    return study_plan(load_recipe(recipe, list(overrides)).runs[0].study)
 
 
 def study_plan(study: Study, /) -> ExtractionPlan:

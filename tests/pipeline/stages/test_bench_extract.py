@@ -78,7 +78,6 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
     [
         ([], "expected a recipe or some --teacher NAME, and not both"),
         (["--teacher", "no_such"], "no_such"),
-        (["--teacher", "scenes-geometry", "--batch", "0"], "batch"),
         (["--teacher", "scenes-geometry", "--dir", "nowhere"], "nowhere: expected a folder to write to"),
     ],
 )
