@@ -61,7 +61,7 @@ class Overlap(NamedTuple):
 
 
 def overlap_of(device: torch.device, /, *, batch_bytes: int) -> Overlap:
-    """What pays beside a device; measured on a CPU (docs/extraction.md)."""
+    """What is done beside a device; why, and what of it is measured, says docs/extraction.md."""
     if device.type == "cpu":
         return Overlap(threads=torch.get_num_threads(), behind=1)
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
