@@ -27,7 +27,6 @@ from sak.teachers.spec import TeacherSpec
 from store.codecs.base import Codec, LevelSpec
 from store.codecs.registry import CodecChoice
 from store.column import Column
-from store.commits import PartCommit
 from store.costs import Spent
 from store.crossings import counted
 from store.spec import ColumnSpec, ViewSetSpec

@@ -5,10 +5,8 @@ Legend: N rows.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +14,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.resources import available_memory
 from pipeline.tracking import CONSOLE
 
 __all__ = ["Fitting", "available_bytes", "peak_bytes"]
 
 _SHARE = 2  # what is left over is for maps on their way to disk, and for kernels' own workspace
-_CGROUP = Path("/sys/fs/cgroup")
+_UNKNOWN_BYTES = 1 << 32
 
 
 def available_bytes() -> int:
-    """Memory that this process can still take without pushing others out: the system's word, or its container's."""
-    free = [_meminfo(), _cgroup()]
-    return min((value for value in free if value is not None), default=1 << 32)
+    """Memory that this process can still take, or what is left of its container's; 4 GiB where nothing tells."""
+    known = available_memory()
+    return _UNKNOWN_BYTES if known is None else known
 
 
 class Fitting:
@@ -121,23 +120,3 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self._now -= size
-
-
-def _meminfo() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _cgroup() -> int | None:
-    try:
-        limit, used = ((_CGROUP / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
-        return max(0, int(limit) - int(used))
-    except (OSError, ValueError):  # another system, or no limit: "max"
-        return None
