@@ -174,6 +174,9 @@ def extract(
     folder, one JSON object a line: docs/extraction-events.md.
 
     --dry-run writes nothing: it tells what is missing, bytes, arithmetic, hours, memory, read rates and pay-back.
+
+    extract.precision=bf16, extract.channels_last, extract.compile and extract.batch=auto are for speed and memory;
+    sak bench extract measures what they give, and docs/extraction.md says what each does to the bytes.
     """
     changes = [
         *(["extract.engine=dask"] if workers or scheduler else []),

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.config_checks import fraction, live_crops, not_negative, one_length, positive, rates, whole_epochs
 from pipeline.config_losses import CompileMode, FeatureLossConfig
 from pipeline.config_student import LoraConfig, StudentConfig
-from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Size, TeacherConfig
+from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Precision, Size, TeacherConfig
 from pipeline.views import ViewSpec
 from store.codecs.registry import choice_json
 
@@ -41,7 +41,6 @@ _START_LR = 1.25e-7  # the paper's, of stage 1
 _WARMUP = 2 / 30  # likewise
 _STANDARDIZE_ROWS = 256
 Targets = Literal["cached", "online"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -284,6 +283,9 @@ class Study:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
+        # A teacher says all of its own identity, wherever it is asked.
+        settled = {name: teacher.under(self.extract) for name, teacher in self.teachers.items()}
+        object.__setattr__(self, "teachers", settled)
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be 1 or more, or null for torch's choice, got {self.threads}")
         unknown = [name for name in self.student.teachers or () if name not in self.teachers]

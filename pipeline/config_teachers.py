@@ -18,7 +18,7 @@ from sak.teachers.registry import teacher_spec
 from sak.teachers.spec import TeacherSpec
 from store.codecs.registry import choice_json
 
-__all__ = ["STRICT", "CodecValue", "ExtractConfig", "InputSize", "Size", "TeacherConfig"]
+__all__ = ["STRICT", "CodecValue", "ExtractConfig", "InputSize", "Precision", "Size", "TeacherConfig"]
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -31,8 +31,13 @@ CodecValue: TypeAlias = str | dict[str, bool | int | float | str]
 InputSize: TypeAlias = Size | Literal["view", "native"]
 """What a teacher sees: a size, the view's own, or the one a published teacher was trained at."""
 
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+
+_AUTO_BATCH = 32
+
 # What a teacher that names its own network takes beside that name.
-_BUILTIN_TAKES = ("resize", "normalization", "alignment", "grid", "codec")
+_ARITHMETIC = ("precision", "channels_last", "compile")
+_BUILTIN_TAKES = ("resize", "normalization", "alignment", "grid", "codec", *_ARITHMETIC)
 _NAMED_LACKS = ("timm", "mean", "std")
 
 
@@ -47,7 +52,7 @@ class TeacherConfig:
     Weights of a published or timm teacher come from a file, the hub or a seed. A published one brings its levels, input
     size, resizing and statistics; ``levels``, ``input_size`` and ``resize`` take their places, and ``overrides`` add
     to its own. ``grid`` is what its maps are pooled to before they are stored or compared: ``native``, 24, or [24, 32].
-    ``codec`` takes the place of ``extract.codec`` for this teacher's columns.
+    ``codec``, ``precision``, ``channels_last`` and ``compile`` take the places of ``extract``'s for this teacher.
     """
 
     name: str = ""
@@ -65,6 +70,9 @@ class TeacherConfig:
     std: tuple[float, float, float] | None = None
     grid: Literal["native"] | Size = "native"
     codec: CodecValue | None = None
+    precision: Precision | None = None
+    channels_last: bool | None = None
+    compile: bool | None = None
     overrides: dict[str, int | float | str | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,9 +87,19 @@ class TeacherConfig:
             ValueError: A teacher that names its own network is given what it brings itself, or options contradict
                 each other.
         """
-        if self.builtin:
-            return self._builtin(name)
-        return self._published(name) if self.name else self._timm(name)
+        make = self._builtin if self.builtin else self._published if self.name else self._timm
+        return dataclasses.replace(
+            make(name),
+            precision=self.precision or "fp32",
+            channels_last=bool(self.channels_last),
+            compiled=bool(self.compile),
+        )
+
+    def under(self, extract: ExtractConfig, /) -> TeacherConfig:
+        """This teacher, computed as a recipe says for all of them where it says nothing of its own."""
+        own = {key: getattr(self, key) for key in _ARITHMETIC}
+        settled = {key: getattr(extract, key) if value is None else value for key, value in own.items()}
+        return dataclasses.replace(self, **settled)
 
     def _builtin(self, name: str) -> TeacherSpec:
         others = [item.name for item in dataclasses.fields(self) if item.name not in ("builtin", *_BUILTIN_TAKES)]
@@ -156,7 +174,11 @@ class TeacherConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class ExtractConfig:
-    """How columns are made. ``codec`` is part of a column's identity, the rest is not.
+    """How columns are made. ``codec``, ``precision``, ``channels_last`` and ``compile`` are part of its identity.
+
+    ``precision`` is that of the teachers' networks, by autocast; ``channels_last`` their memory format; ``compile``
+    runs them through ``torch.compile``. ``batch`` is how many rows a teacher sees at once; ``auto`` is 32, and fewer
+    where memory does not hold so many.
 
     ``workers`` processes of this machine make shards. With engine ``process`` they decode and draw, and the teachers
     run in the command's own process; with ``dask`` each of them does all of it. ``scheduler`` names a Dask cluster that
@@ -167,7 +189,10 @@ class ExtractConfig:
     """
 
     codec: CodecValue = "int8"
-    batch: int = 32
+    batch: int | Literal["auto"] = 32
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    compile: bool = False
     workers: int = 2
     engine: Literal["process", "dask"] = "process"
     scheduler: str | None = None
@@ -179,9 +204,14 @@ class ExtractConfig:
         for key, budget in (("extract.max_disk", self.max_disk), ("extract.max_memory", self.max_memory)):
             if budget is not None:
                 parse_bytes(budget, key=key)
-        positive("extract", {"batch": self.batch, "workers": self.workers})
+        positive("extract", {"batch": self.batch_rows, "workers": self.workers})
         choice_json(self.codec)
         if self.engine == "process" and self.scheduler is not None:
             raise ValueError("extract.scheduler is a Dask cluster's; it needs extract.engine: dask")
         if self.gpu_workers and self.scheduler is None:
             raise ValueError("extract.gpu_workers needs extract.scheduler: a cluster whose workers declare their GPUs")
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a batch, where memory holds them."""
+        return _AUTO_BATCH if self.batch == "auto" else self.batch

@@ -66,12 +66,24 @@ def probe_levels(teacher: Teacher, /, *, size: tuple[int, int]) -> tuple[LevelSp
 
 
 def encode_maps(spec: ColumnSpec, feats: Sequence[Tensor], /) -> Parts:
-    """Stored arrays of a batch of maps, where the maps are.
+    """Stored arrays of a batch of maps, where the maps are; in halves where a GPU's memory holds no whole.
 
     Raises:
         StoreError: The codec cannot represent them; names teacher and level.
+        torch.OutOfMemoryError: Memory does not hold what a single row takes.
     """
-    return spec.encode_levels(feats)
+    try:
+        return spec.encode_levels(feats)
+    except torch.OutOfMemoryError:
+        if len(feats[0]) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(feats[0]) // 2
+    one, two = (encode_maps(spec, [feat[rows] for feat in feats]) for rows in (slice(half), slice(half, None)))
+    return [
+        {name: torch.cat([value, other[name]]) for name, value in level.items()}
+        for level, other in zip(one, two, strict=True)
+    ]
 
 
 def decode_maps(spec: ColumnSpec, parts: Sequence[Mapping[str, Tensor]], /) -> list[Tensor]:

@@ -123,9 +123,10 @@ def codec_speed(column: Column, summary: Summary, /) -> dict[str, float]:
 
     Empty where no part was timed.
     """
-    values = summary.timed_rows * sum(level.values for level in column.spec.levels) / 1e6
-    steps = {"encode": summary.spent.encode, "decode": summary.spent.decode}
-    return {name: float(f"{values / seconds:.3g}") for name, seconds in steps.items() if seconds}
+    values = sum(level.values for level in column.spec.levels) / 1e6
+    spent = summary.spent
+    steps = {"encode": (summary.timed_rows, spent.encode), "decode": (summary.decoded_rows, spent.decode)}
+    return {name: float(f"{rows * values / seconds:.3g}") for name, (rows, seconds) in steps.items() if seconds}
 
 
 def _mean(levels: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -94,6 +94,6 @@ def makers_of(studies: Sequence[Study], /) -> Makers:
             except EXPECTED as error:
                 faults[f"teachers.{name}: {error}"] = None
                 continue
-            maker = TeacherMaker(teacher, identity, codec, study.extract.batch, study.device)
+            maker = TeacherMaker(teacher, identity, codec, study.extract.batch_rows, study.device)
             teachers += [maker] * (maker not in teachers)
     return Makers(tuple(views.values()), tuple(teachers), tuple(faults))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.features import device_of, load_pixels, probe_levels, run_teacher
+from pipeline.memory import Fitting
 from pipeline.targets import find_column
 from pipeline.viewsets import view_size
 from sak.teachers.model import Teacher
@@ -62,12 +63,17 @@ class MapSource(Protocol):
 
 
 class LiveMaps:
-    """Maps of a teacher that runs."""
+    """Maps of a teacher that runs.
+
+    Args:
+        fits: Whether batches that memory does not hold are cut, and not refused.
+    """
 
     reads_pixels = True
 
-    def __init__(self, teacher: Teacher) -> None:
+    def __init__(self, teacher: Teacher, *, fits: bool = False) -> None:
         self._teacher = teacher
+        self._fitting = Fitting(teacher.spec.name) if fits else None
 
     @property
     def spec(self) -> TeacherSpec:
@@ -89,11 +95,14 @@ class LiveMaps:
 
     def maps(self, rows: Sequence[int], pixels_N3HW: Tensor, /) -> list[Tensor]:
         """The teacher, run on the pixels."""
-        return run_teacher(self._teacher, pixels_N3HW)
+        if self._fitting is None:
+            return run_teacher(self._teacher, pixels_N3HW)
+        there = pixels_N3HW.to(self.device)
+        return self._fitting.run(there, lambda some: run_teacher(self._teacher, there[some]))
 
     def sample(self, view_set: ViewSet, rows: Sequence[int], /) -> list[Tensor]:
         """The teacher, run on the rows' pixels."""
-        return run_teacher(self._teacher, load_pixels(view_set, rows))
+        return self.maps(rows, load_pixels(view_set, rows))
 
 
 class StoredMaps:
@@ -149,16 +158,16 @@ def map_source(
     view_set: ViewSet,
     codec: CodecChoice,
     device: torch.device,
-    load: Callable[[TeacherSpec], Teacher],
+    live: Callable[[TeacherSpec], MapSource],
 ) -> MapSource:
-    """A complete exact column of this very teacher and view set where there is one, else the teacher.
+    """A complete exact column of this very teacher and view set where there is one, else ``live``, the teacher.
 
     Raises:
         TeacherError: The teacher's weights are absent or do not fit.
         StoreError: A column that may have been the exact one is damaged.
     """
     exact = exact_column(store, spec, view_set=view_set, codec=codec)
-    return LiveMaps(load(spec)) if exact is None else StoredMaps(exact, spec, device=device)
+    return live(spec) if exact is None else StoredMaps(exact, spec, device=device)
 
 
 def exact_column(store: Store, spec: TeacherSpec, /, *, view_set: ViewSet, codec: CodecChoice) -> Column | None:

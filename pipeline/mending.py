@@ -6,12 +6,13 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from pipeline.columns import PartPixels, encode_part, part_pixels
+from pipeline.columns import encode_part
 from pipeline.damage import Item, Rank, newer_record
 from pipeline.descriptions import is_describable, write_column_description, write_view_set_description
 from pipeline.errors import PipelineError
 from pipeline.makers import Makers, TeacherMaker
 from pipeline.maps import EXACT, LiveMaps, MapSource, exact_maps
+from pipeline.part_pixels import PartPixels, part_pixels
 from pipeline.pool import parts_done
 from pipeline.runtime import pick_device
 from pipeline.tracking import progress_bar
@@ -184,7 +185,7 @@ class Mender:
         self, item: Item, column: Column, maker: TeacherMaker, pixels: PartPixels, done: Callable[[int], object]
     ) -> None:
         part = item.part
-        made = encode_part(self._source(maker, column, part), column.spec, pixels, batch=maker.batch, done=done)
+        made = encode_part(self._source(maker, column, part), column.spec, pixels, done=done)
         # Nothing is removed before what takes its place is there.
         before = record_digest(column.commits, part)
         column.discard(part)

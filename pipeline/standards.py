@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +58,9 @@ def kept_standards(
     if config.standardize == "none":
         return Standards({})
     if not (folder / FILE).exists():
-        rows = view_set.usable_rows()[: config.standardize_rows].tolist()
+        bad = view_set.unusable_rows()
+        first = np.arange(min(view_set.spec.rows, config.standardize_rows + len(bad)))
+        rows = np.setdiff1d(first, bad, assume_unique=True)[: config.standardize_rows].tolist()
         standards = fit_standards(config.standardize, rows, source=source, view_set=view_set, device=device)
         _write(folder / FILE, standards, kind=config.standardize)
     return read_standards(config, folder, device=device)

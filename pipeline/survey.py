@@ -232,6 +232,6 @@ def _engine(study: Study, device: torch.device) -> Engine:
         processes=min(config.workers, most) if own else 1,
         remote=remote,
         threads=threads,
-        batch=config.batch,
+        batch=config.batch_rows,
         drawing=1 if remote else min(config.workers, cores),
     )

@@ -6,6 +6,7 @@ N is rows, C components, H and W the token grid.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,12 +86,14 @@ class Column:
             levels: For each level its stored arrays, ``(rows, ...)``, as ``spec.encode`` gives them.
             keys: Sample keys of the rows, in order: proof that the features belong to these rows.
             stats: JSON kept with the part, such as the codec's measured error.
+            spent: What making it took so far, to which the writing is added; of a copy, all that the original took.
 
         Raises:
             MissingRowsError: The view set's part is not committed.
             FormatError: Keys, shapes or types are not the part's.
             StoreError: The disk is full or fails; nothing is committed.
         """
+        start = time.perf_counter()
         view_commit = self.view_set.commits.require([part])[0]
         digest = digest_keys(keys)
         if digest != view_commit.keys_sha256:
@@ -121,6 +124,8 @@ class Column:
             rows_per_shard=self.view_set.spec.rows_per_shard,
             threads=self._options.threads,
         )
+        if not spent.written_bytes:
+            spent = spent.plus(Spent(write=time.perf_counter() - start))
         return self.commits.publish(commit, objects=objects, spent=spent)
 
     def read(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from store.costs import Spent, parse_cost, render_cost
+from store.crossings import counted
 from store.digests import ObjectDigest, digest_objects, parse_digest
 from store.document import MAX_DOCUMENT_BYTES
 from store.errors import ConflictError, CorruptShardError, MissingColumnError, MissingRowsError, StoreError
@@ -194,9 +196,14 @@ class CommitLog:
 
     def _write(self, commit: PartCommit, objects: Iterable[tuple[str, bytes]], spent: Spent) -> PartCommit:
         digests: dict[str, ObjectDigest] = {}
-        for relative, data in objects:
-            self._root.write_atomic(f"{self._folder}/{relative}", data)
-            digests |= digest_objects({relative: data})
+        start = time.perf_counter()
+        with counted() as crossed:
+            for relative, data in objects:
+                self._root.write_atomic(f"{self._folder}/{relative}", data)
+                digests |= digest_objects({relative: data})
+        if not spent.written_bytes:  # else this is a copy, and the cost of the original is kept
+            seconds = time.perf_counter() - start
+            spent = spent.plus(Spent(write=seconds, read_bytes=crossed.read, written_bytes=crossed.written))
         commit = replace(commit, objects=digests)
         # The cost differs from run to run, so it stays out of the record.
         self._root.write_atomic(self.cost_path(commit.part), render_cost(spent), replace=True)

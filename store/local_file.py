@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from store import disk
+from store.crossings import count
 from store.root import Stamp
 
 __all__ = ["LocalFile", "digest_of", "stamp_of"]
@@ -54,12 +55,12 @@ class LocalFile:
         Raises:
             OSError: The disk fails.
         """
-        data = disk.pread(self._descriptor, size, offset)
+        data = _pread(self._descriptor, size, offset)
         if len(data) == size or not data:
             return data
         blocks = [data]  # one call of the system gives at most 2 GiB, and some file systems less
         while data and (left := size - sum(map(len, blocks))):
-            data = disk.pread(self._descriptor, left, offset + size - left)
+            data = _pread(self._descriptor, left, offset + size - left)
             blocks.append(data)
         return b"".join(blocks)
 
@@ -98,7 +99,13 @@ def digest_of(descriptor: int, /) -> str:
     """
     state = hashlib.sha256()
     offset = 0
-    while block := disk.pread(descriptor, _BLOCK, offset):
+    while block := _pread(descriptor, _BLOCK, offset):
         state.update(block)
         offset += len(block)
     return state.hexdigest()
+
+
+def _pread(descriptor: int, size: int, offset: int) -> bytes:
+    data = disk.pread(descriptor, size, offset)
+    count(read=len(data))
+    return data

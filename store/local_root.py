@@ -16,6 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from store import disk
+from store.crossings import count
 from store.errors import CorruptShardError, FormatError, StoreError
 from store.local_file import LocalFile, digest_of, stamp_of
 from store.root import Stamp, check_relative, is_name, is_temporary, made_temporary, temporary_name
@@ -352,7 +353,9 @@ def _write_durable(path: Path, data: bytes) -> str:
     try:
         left = memoryview(data)
         while left:
-            left = left[disk.write(descriptor, left) :]
+            size = disk.write(descriptor, left)
+            count(written=size)
+            left = left[size:]
         disk.fsync(descriptor)
         return digest_of(descriptor)
     finally:

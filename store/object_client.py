@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from store.crossings import count
 from store.errors import StoreError, UnreachableError
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Traffic:
             self.requests[kind] += 1
             self.sent += sent
             self.received += received
+        count(read=received, written=sent)
 
 
 class ObjectClient:

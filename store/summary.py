@@ -22,7 +22,8 @@ class Summary:
     Units:
         ``bytes`` as stored, and ``folder_bytes`` those below each folder of the owner (``level_0``, ``images``);
         ``fp16_bytes`` what the committed rows would take as plain float16, 0 for a view set; ``spent`` as writers
-        reported it, ``encode`` and ``decode`` over the ``timed_rows`` for which they are known.
+        reported it, ``encode`` over the ``timed_rows`` for which it is known and ``decode`` over those of them of which
+        ``decoded_rows`` tells.
     """
 
     views: int
@@ -37,6 +38,7 @@ class Summary:
     fp16_bytes: int
     spent: Spent
     timed_rows: int
+    decoded_rows: int
     stats: Mapping[str, Any]
 
 
@@ -59,14 +61,15 @@ def progress(ledger: Ledger, /, *, spec: ViewSetSpec) -> Progress:
 def add_up(noted: Iterable[tuple[PartCommit, Spent]], /, *, spec: ViewSetSpec, fp16_bytes_per_row: int) -> Summary:
     """The sum of records, each with what its writer said that it took; only its numbers are held on to."""
     sizes: Counter[str] = Counter()
-    parts, rows, excluded, timed, size = [], 0, 0, 0, 0
+    parts, rows, excluded, timed, decoded, size = [], 0, 0, 0, 0, 0
     spent = Spent()
     weighted = []
     for commit, item in noted:
         parts.append(commit.part)
         rows, excluded, size = rows + len(commit.rows), excluded + len(commit.excluded), size + commit.size
         timed += len(commit.rows) if item.encode else 0
-        spent = Spent(*map(sum, zip(spent, item, strict=True)))
+        decoded += (item.decoded_rows or len(commit.rows)) if item.encode and item.decode else 0
+        spent = spent.plus(item)
         weighted.append((commit.stats, len(commit.rows)))
         for path, digest in commit.objects.items():
             sizes[path.split("/", 1)[0]] += digest.size
@@ -83,6 +86,7 @@ def add_up(noted: Iterable[tuple[PartCommit, Spent]], /, *, spec: ViewSetSpec, f
         fp16_bytes=rows * fp16_bytes_per_row,
         spent=spent,
         timed_rows=timed,
+        decoded_rows=decoded,
         stats=_average(weighted),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 __all__ = ["available_threads", "map_threads", "pool"]
@@ -38,7 +39,8 @@ def map_threads(work: Callable[[_In], _Out], items: Sequence[_In], /, *, threads
     """Results in the order of the items; the first error is raised once all have ended."""
     if threads == 1 or len(items) < 2:
         return [work(item) for item in items]
-    futures = [pool(threads).submit(work, item) for item in items]
+    # In a copy of the caller's context each: what they move counts as the caller's (``store.crossings``).
+    futures = [pool(threads).submit(copy_context().run, work, item) for item in items]
     errors = [error for future in futures if (error := future.exception()) is not None]
     if errors:
         raise errors[0]

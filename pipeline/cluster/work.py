@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from pipeline.calibration import Replay, share_sums, shares
 from pipeline.cluster.attempt import anywhere
-from pipeline.columns import part_pixels, write_part
+from pipeline.column_engine import Output, fill_columns
 from pipeline.maps import LiveMaps, MapSource, StoredMaps
 from pipeline.part_report import PartReport, PartReports
 from pipeline.runtime import pick_device
-from sak.teachers.model import Teacher, load_teacher
+from sak.teachers.model import load_teacher
 from sak.teachers.spec import TeacherSpec
 from store.codecs.base import Fitter, LevelSpec
 from store.store import Store
@@ -34,13 +34,19 @@ _TEACHERS = 8
 
 
 class Place(NamedTuple):
-    """Where a task reads and writes, and computes; ``views`` is how many of the view set's are asked for."""
+    """Where a task reads and writes, and computes.
+
+    Attributes:
+        views: How many of the view set's are asked for.
+        fits: Whether batches that memory does not hold are cut.
+    """
 
     store: str
     view_set: str
     views: int
     device: str
     batch: int
+    fits: bool = False
 
 
 class Target(NamedTuple):
@@ -101,15 +107,11 @@ def make_columns(place: Place, targets: Sequence[Target], part: int, /) -> list[
     for target, column in zip(targets, columns, strict=True):
         standing = column.commits.find(part)
         if standing is None:
-            todo.append((_source(store, view_set, target, place, most=len(targets)), column))
+            source = _source(store, view_set, target, place, most=len(targets))
+            todo.append(Output(source, column, frozenset([part])))
         else:
             reports.finished(target.spec.name, part, standing)
-    if todo:
-        read = any(source.reads_pixels for source, _ in todo)
-        pixels = part_pixels(view_set, part, batch=place.batch, load=read)
-        for source, column in todo:
-            commit = write_part(source, column, part, pixels, batch=place.batch, done=lambda _: None)
-            reports.finished(source.spec.name, part, commit)
+    fill_columns(view_set, todo, batch=place.batch, advance=reports.advance, finished=reports.finished)
     return reports.made
 
 
@@ -147,14 +149,14 @@ class _Teachers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, Teacher] = OrderedDict()
+        self._held: OrderedDict[str, LiveMaps] = OrderedDict()
 
-    def load(self, spec: TeacherSpec, device: str, most: int) -> Teacher:
-        """A teacher, built on first use."""
-        key = f"{device} {spec!r}"
+    def load(self, spec: TeacherSpec, device: str, fits: bool, most: int) -> LiveMaps:
+        """A teacher, built on first use; it keeps what it learns of the memory there is."""
+        key = f"{device} {fits} {spec!r}"
         with self._lock:
             if key not in self._held:
-                self._held[key] = load_teacher(spec, device=device)
+                self._held[key] = LiveMaps(load_teacher(spec, device=device), fits=fits)
             self._held.move_to_end(key)
             while len(self._held) > max(most, _TEACHERS):
                 self._held.popitem(last=False)
@@ -175,4 +177,4 @@ def _source(store: Store, view_set: ViewSet, target: Target, place: Place, *, mo
     device = pick_device(place.device)
     if target.exact:
         return StoredMaps(store.column(view_set.name, target.exact, views=place.views), target.spec, device=device)
-    return LiveMaps(_teachers.load(target.spec, str(device), most))
+    return _teachers.load(target.spec, str(device), place.fits, most)

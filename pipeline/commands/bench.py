@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +13,46 @@ import typer
 from pipeline.commands.tables import print_table
 
 if TYPE_CHECKING:
+    from pipeline.bench.extraction_tables import ExtractionResult
     from pipeline.bench.tables import BenchResult
 
 __all__ = ["bench_app"]
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
+
+
+class Precision(StrEnum):
+    """Number formats that a teacher runs in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+Recipe = Annotated[
+    Path | None, typer.Argument(metavar="[RECIPE", help="Measure this recipe's teachers, as it would run them.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE...]", help="Changes to the recipe, as in extract.compile=true.")
+]
+Teachers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="In place of a recipe: a published teacher or a timm model, with random weights; repeat for more.",
+    ),
+]
+Codec = Annotated[
+    str | None, typer.Option(metavar="CODEC", help="As in a recipe: int8, or {name: ...}; a recipe's own, or int8.")
+]
+Batch = Annotated[
+    str | None, typer.Option(metavar="N", help="Rows that a teacher sees at once, or auto; a recipe's own, or 32.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Torch's threads; a recipe's own, or as it chooses.")]
+Folder = Annotated[
+    Path | None, typer.Option("--dir", metavar="DIR", help="Folder to write to; what is written is removed.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with every round, in place of the table.")]
 
 
 @bench_app.callback()
@@ -82,6 +119,65 @@ def bench_store(
         cold=cold,
     )
     _show(measure(plan), as_json=as_json)
+
+
+@bench_app.command(
+    "extract",
+    epilog="Example:  sak bench extract --teacher dinov2_vitb14 --teacher sam_vitb --size 384 --codec int8",
+)
+def bench_extract(
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    teacher: Teachers = None,
+    size: Annotated[int | None, typer.Option(min=8, help="Side of the views; a recipe's own, or 224.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images to make and extract in each round.")] = 64,
+    shard: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 256,
+    codec: Codec = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cuda, cpu, or auto.")] = None,
+    batch: Batch = None,
+    precision: Annotated[Precision | None, typer.Option(help="The teachers', by autocast.")] = None,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Teachers in this memory format.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Teachers through torch.compile.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of bare teacher and extraction in turn.")] = 3,
+    threads: Threads = None,
+    projected: Annotated[int, typer.Option("--for", min=1, metavar="N", help="Tell hours for N images.")] = 1_281_167,
+    folder: Folder = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other images.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Extract made images, and compare with the bare teacher on the same batches in memory, in turn.
+
+    Tells rows a second, the time of each step, bytes that cross to the device and to the disk, and the hours that so
+    many images would take. How extraction works, and what was measured: docs/extraction.md.
+    """
+    from pipeline.stages.bench_extract import asked_plan
+    from pipeline.stages.bench_extract import bench_extract as measure
+
+    asked = {
+        "device": device,
+        "threads": threads,
+        "extract.codec": codec,
+        "extract.batch": batch,
+        "extract.precision": precision.value if precision else None,
+        "extract.channels_last": channels_last or None,
+        "extract.compile": compiled or None,
+    }
+    changes = [f"{key}={str(value).lower() if value is True else value}" for key, value in asked.items() if value]
+    plan = asked_plan(recipe, teacher or [], overrides=[*(overrides or []), *changes])
+    size_hw = (size, size) if size else plan.size
+    plan = dataclasses.replace(plan, size=size_hw, images=images, shard=shard, rounds=rounds, projected=projected)
+    _show_extraction(measure(dataclasses.replace(plan, folder=folder, seed=seed)), as_json=as_json)
+
+
+def _show_extraction(result: ExtractionResult, *, as_json: bool) -> None:
+    from pipeline.bench.extraction_tables import extraction_json, extraction_notes, extraction_table
+
+    if as_json:
+        print(json.dumps(extraction_json(result), indent=1))
+        return
+    print_table(extraction_table(result))
+    for line in extraction_notes(result):
+        print(line)
 
 
 def _show(result: BenchResult, *, as_json: bool) -> None:

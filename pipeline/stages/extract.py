@@ -7,7 +7,6 @@ teacher is built only when some part of its column is missing. The work is done 
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,11 +19,12 @@ from pipeline.calibration import column_codec
 from pipeline.cluster.dask_cluster import DaskCluster
 from pipeline.cluster.extraction import extract_over
 from pipeline.cluster.work import Place
-from pipeline.columns import Wanted, part_pixels, settled_column, write_part
+from pipeline.column_engine import Output, fill_columns
+from pipeline.columns import Wanted, settled_column
 from pipeline.config import Study
 from pipeline.extraction_log import ExtractionLog
 from pipeline.extraction_progress import ExtractionProgress
-from pipeline.maps import MapSource, map_source
+from pipeline.maps import LiveMaps, MapSource, map_source
 from pipeline.needs import Need, needs
 from pipeline.pool import parts_done
 from pipeline.runtime import pick_device
@@ -32,6 +32,7 @@ from pipeline.targets import find_column
 from pipeline.tracking import CONSOLE
 from pipeline.viewsets import make_part, view_set_spec
 from sak.teachers.model import load_teacher
+from sak.teachers.spec import TeacherSpec
 from store.codecs.base import Codec, LevelSpec
 from store.codecs.registry import CodecChoice
 from store.column import Column
@@ -107,13 +108,14 @@ def _need(work: _Work, clusters: _Clusters) -> bool:
     study, need, view_set, config = work.study, work.need, work.view_set, work.study.extract
     wanted = [Wanted(study.teachers[name].spec(name), codec) for name, codec in need.teachers.items()]
     if config.engine == "dask":
-        place = Place(study.store, view_set.name, view_set.spec.views, study.device, config.batch)
+        fits = config.batch == "auto"
+        place = Place(study.store, view_set.name, view_set.spec.views, study.device, config.batch_rows, fits)
         cluster, progress = clusters.of(study), work.progress
         return extract_over(cluster, view_set, data=need.data, wanted=wanted, place=place, progress=progress)
     if study.threads is not None:
         torch.set_num_threads(study.threads)
     worked = _views(work)
-    return _columns(work, wanted, batch=config.batch, device=pick_device(study.device)) or worked
+    return _columns(work, wanted, device=pick_device(study.device)) or worked
 
 
 def _view_set(store: Store, spec: ViewSetSpec) -> ViewSet:
@@ -149,41 +151,30 @@ def _views(work: _Work) -> bool:
     return True
 
 
-class _Writer(NamedTuple):
-    source: MapSource
-    column: Column
-    missing: frozenset[int]
-
-
-def _columns(work: _Work, wanted: Sequence[Wanted], *, batch: int, device: torch.device) -> bool:
+def _columns(work: _Work, wanted: Sequence[Wanted], *, device: torch.device) -> bool:
     """Make the missing parts of the teachers' columns; whether there were any."""
-    store, view_set, progress = work.store, work.view_set, work.progress
-    writers = []
+    store, view_set, progress, config = work.store, work.view_set, work.progress, work.study.extract
+
+    def live(spec: TeacherSpec) -> MapSource:
+        return LiveMaps(load_teacher(spec, device=str(device)), fits=config.batch == "auto")
+
+    writers, batch = [], config.batch_rows
     for item in wanted:
         column = find_column(store, item.spec, view_set=view_set.spec, codec=item.codec)
         if column is None or column.missing_parts():
-            load = functools.partial(load_teacher, device=str(device))
-            source = map_source(store, item.spec, view_set=view_set, codec=item.codec, device=device, load=load)
+            source = map_source(store, item.spec, view_set=view_set, codec=item.codec, device=device, live=live)
             column = _column(work, source, codec=item.codec, batch=batch)
-            writers.append(_Writer(source, column, frozenset(column.missing_parts())))
+            writers.append(Output(source, column, frozenset(column.missing_parts())))
     if not writers:
         return False
-    parts = sorted(frozenset[int]().union(*(writer.missing for writer in writers)))
+    parts = frozenset[int]().union(*(writer.missing for writer in writers))
     names = ", ".join(writer.column.spec.teacher for writer in writers)
     for stored in (writer for writer in writers if not writer.source.reads_pixels):
         CONSOLE.print(f"extract {stored.source.spec.name}: encoded from its exact column; the teacher is not loaded")
     CONSOLE.print(f"extract {names} over {view_set.name}: {len(parts)} shards to make")
     for writer in writers:
         progress.begin_column(writer.column, missing=writer.missing)
-    for part in parts:
-        read = any(part in writer.missing and writer.source.reads_pixels for writer in writers)
-        pixels = part_pixels(view_set, part, batch=batch, load=read)
-        for writer in writers:
-            if part in writer.missing:
-                name = writer.column.spec.teacher
-                done = functools.partial(progress.advance, name)
-                commit = write_part(writer.source, writer.column, part, pixels, batch=batch, done=done)
-                progress.finished(name, part, commit)
+    fill_columns(view_set, writers, batch=batch, advance=progress.advance, finished=progress.finished)
     return True
 
 

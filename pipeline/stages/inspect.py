@@ -102,6 +102,11 @@ def _describe(item: ViewSet | Column) -> str:
         "bytes": summary.bytes,
         "seconds": round(summary.spent.total, 2),
     }
+    spent, rows = summary.spent._asdict(), max(1, summary.committed_rows)
+    for name, unit, scale in (("milliseconds_per_row", float, 1e3), ("bytes_moved_per_row", int, 1.0)):
+        known = {step: round(scale * value / rows, 3) for step, value in spent.items() if value and type(value) is unit}
+        known.pop("decoded_rows", None)  # a count of neither
+        facts |= {name: known} if known else {}
     if summary.fp16_bytes:
         facts |= {"fp16_bytes": summary.fp16_bytes}
     if isinstance(item, Column):

@@ -80,7 +80,8 @@ def _memory_told(stage: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
-        raise PipelineError(f"{stage}: {where} ran out of memory; lower {stage}.batch and rerun") from error
+        cut = "lower extract.batch, or set it to auto," if stage == "extract" else f"lower {stage}.batch"
+        raise PipelineError(f"{stage}: {where} ran out of memory; {cut} and rerun") from error
 
 
 def _one(stage: str, study: Study, out: Path, *, label: str) -> None:

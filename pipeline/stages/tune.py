@@ -60,7 +60,7 @@ def tune(study: Study, /, *, options: TuneOptions) -> Tuning:
         raise PipelineError(f"--teacher: expected some of {', '.join(study.teachers) or 'none'}, got {unknown}")
     device, stage = pick_device(study.device), study.distill or study.finetune
     loss = LossKind(stage.loss, stage.cosine) if stage else LossKind()
-    sample = Sample(need.data, view_set_spec(need.data, labels=need.labels), study.extract.batch)
+    sample = Sample(need.data, view_set_spec(need.data, labels=need.labels), study.extract.batch_rows)
     found = []
     for name in names:
         choices = _choices(study.codec(name))

@@ -42,8 +42,21 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
         "mean": list(found.mean),
         "std": list(found.std),
     }
-    # A key of its own only where maps are pooled, so that columns of native maps keep the names they always had.
-    return about if spec.grid is None else about | {"grid": {"size": list(spec.grid), "resampling": POOLING}}
+    # Keys of their own only where there is something to say, so that other columns keep the names they always had.
+    grid = {} if spec.grid is None else {"grid": {"size": list(spec.grid), "resampling": POOLING}}
+    return about | grid | _arithmetic(spec)
+
+
+def _arithmetic(spec: TeacherSpec) -> dict[str, Any]:
+    """How the network is computed, where not plainly.
+
+    Another memory format or a compiled network differs by float noise alone (3e-7 of a map's largest value), but bytes
+    are to be a function of what a column says of itself, and what compiling gives varies with the compiler.
+    """
+    asked = {"channels_last": spec.channels_last, "compiled": spec.compiled}
+    found: dict[str, Any] = {key: True for key, value in asked.items() if value}
+    found |= {} if spec.precision == "fp32" else {"precision": spec.precision}
+    return {"arithmetic": found} if found else {}
 
 
 def _weights(spec: TeacherSpec) -> dict[str, Any]:

@@ -6,8 +6,8 @@ Legend: B batch, C channels, H W input rows and columns, h w grid rows and colum
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,9 @@ class Teacher(nn.Module):
         super().__init__()
         self.spec, self.network = spec, network
         self._family = family_of(spec.timm)
+        extract: Callable[..., Any] = network.forward_intermediates  # type: ignore[assignment]
+        # One compilation for each size of batch: a network compiled for all sizes depends on which it saw first.
+        self._extract = torch.compile(extract, dynamic=False) if spec.compiled else extract
         stages: Sequence[Mapping[str, Any]] = list(network.feature_info)  # type: ignore[arg-type]
         self._unit = 1 if self._family.any_size else max(int(stage["reduction"]) for stage in stages)
         self.levels = _levels(spec, family=self._family, network=network, stages=len(stages))
@@ -135,24 +138,39 @@ class Teacher(nn.Module):
         Shapes: ``(B, 3, H, W)`` float → four maps ``(B, C, h, w)`` float32.
 
         Raises:
-            TeacherError: The network takes no input of this size.
+            TeacherError: The network takes no input of this size, or its precision is none of this device.
         """
+        if self.spec.channels_last:
+            image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
         try:
-            maps: list[Tensor] = self.network.forward_intermediates(  # type: ignore[operator]
-                image_BCHW,
-                indices=list(self.levels),
-                norm=False,
-                stop_early=True,
-                output_fmt="NCHW",
-                intermediates_only=True,
-                **self._family.extract,
-            )
+            with self._autocast(image_BCHW.device):
+                maps: list[Tensor] = self._extract(
+                    image_BCHW,
+                    indices=list(self.levels),
+                    norm=False,
+                    stop_early=True,
+                    output_fmt="NCHW",
+                    intermediates_only=True,
+                    **self._family.extract,
+                )
         except AssertionError as error:  # how timm's patch embeddings refuse a size
             raise TeacherError(
                 f"teacher {self.spec.name!r}: {self.spec.timm} takes no input of"
                 f" {tuple(image_BCHW.shape[-2:])}: {error}; set input_size, or overrides such as img_size"
             ) from error
         return [feat_BCHW.float().contiguous() for feat_BCHW in maps]
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        precision = self.spec.precision
+        if precision == "fp32" or device.type == "meta":
+            return nullcontext()
+        if precision == "fp16" and device.type == "cpu":
+            raise TeacherError(
+                f"teacher {self.spec.name!r}: precision: fp16 needs a GPU, a CPU takes many times as long in it; use"
+                " bf16 or fp32 here"
+            )
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        return torch.autocast(device.type, dtype=dtype)
 
 
 def load_teacher(spec: TeacherSpec, *, device: str | torch.device = "cpu") -> Teacher:
@@ -168,7 +186,8 @@ def load_teacher(spec: TeacherSpec, *, device: str | torch.device = "cpu") -> Te
         _randomise(network, seed=spec.random)
     elif not spec.pretrained:
         _load_file(network, spec)
-    return Teacher(spec, network).to(device)
+    teacher = Teacher(spec, network).to(device)
+    return teacher.to(memory_format=torch.channels_last) if spec.channels_last else teacher
 
 
 def meta_teacher(spec: TeacherSpec) -> Teacher:
@@ -179,7 +198,8 @@ def meta_teacher(spec: TeacherSpec) -> Teacher:
         TeacherError: timm refuses the overrides, or the levels do not exist.
     """
     with torch.device("meta"):
-        return Teacher(spec, _build(replace(spec, pretrained=False, checkpoint=None, builtin=None, random=0)))
+        bare = replace(spec, pretrained=False, checkpoint=None, builtin=None, random=0, compiled=False)
+        return Teacher(replace(spec, compiled=False), _build(bare))
 
 
 def _load_file(network: nn.Module, spec: TeacherSpec) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sak.errors import TeacherError
 
-__all__ = ["ALIGNMENTS", "NORMALIZATIONS", "RESIZES", "TeacherSpec"]
+__all__ = ["ALIGNMENTS", "NORMALIZATIONS", "PRECISIONS", "RESIZES", "TeacherSpec"]
 
 RESIZES = ("squash", "long_side_pad")
 """``squash`` resizes both sides to the input size; ``long_side_pad`` keeps the aspect, pads right and bottom (SAM)."""
@@ -20,6 +20,9 @@ NORMALIZATIONS = ("native", "reference")
 ALIGNMENTS = ("exact", "reference")
 """``exact`` lets the map cover the whole view and nothing else. ``reference`` repeats two published faults: a patch
 size that does not divide the input loses the right and bottom strip, and cells of padding stay in the map."""
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+"""``fp32`` as the weights are; the others by autocast, which keeps what needs it in float32."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESERVED = frozenset({"checkpoint_path", "features_only", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
@@ -46,6 +49,9 @@ class TeacherSpec:
         normalization: One of ``NORMALIZATIONS``.
         alignment: One of ``ALIGNMENTS``.
         grid: Rows and columns that its maps are pooled to, none ever enlarged; None keeps each map's own.
+        precision: One of ``PRECISIONS``, of the network alone: preprocessing and maps are float32.
+        channels_last: Run the network in this memory format, which speeds up convolutions on a GPU.
+        compiled: Run the network through ``torch.compile``.
         overrides: Arguments handed to timm over the named model's own, such as ``img_size`` or ``depth``.
     """
 
@@ -63,6 +69,9 @@ class TeacherSpec:
     normalization: str = "native"
     alignment: str = "exact"
     grid: tuple[int, int] | None = None
+    precision: str = "fp32"
+    channels_last: bool = False
+    compiled: bool = False
     overrides: Mapping[str, int | float | str | bool | tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,6 +89,7 @@ class TeacherSpec:
             ("resize", self.resize, RESIZES),
             ("normalization", self.normalization, NORMALIZATIONS),
             ("alignment", self.alignment, ALIGNMENTS),
+            ("precision", self.precision, PRECISIONS),
         )
         faults = [
             f"{key}: expected one of {', '.join(known)}, got {got!r}" for key, got, known in choices if got not in known

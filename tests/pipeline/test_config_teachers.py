@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline.config_teachers import TeacherConfig
+from pipeline.config_teachers import ExtractConfig, TeacherConfig
 from sak.teachers.published import PUBLISHED
 
 
@@ -73,3 +73,21 @@ def test_every_published_teacher_can_be_in_a_recipe(name: str) -> None:
     assert (
         TeacherConfig(name=name, checkpoint="w.safetensors").spec(name.replace(".", "-")).timm == PUBLISHED[name].timm
     )
+
+
+def test_arithmetic_is_the_recipes_unless_a_teacher_has_its_own() -> None:
+    own = TeacherConfig(name="dinov2_vits14", random=0, precision="fp32", compile=False)
+    extract = ExtractConfig(precision="bf16", channels_last=True, compile=True)
+    spec = own.under(extract).spec("t")
+    assert (spec.precision, spec.channels_last, spec.compiled) == ("fp32", True, False)
+    spec = TeacherConfig(builtin="scenes-geometry").under(extract).spec("t")
+    assert (spec.precision, spec.channels_last, spec.compiled) == ("bf16", True, True)
+    plain = TeacherConfig(builtin="scenes-geometry")
+    assert plain.under(ExtractConfig()).spec("t") == plain.spec("t")
+
+
+def test_a_batch_is_a_number_or_auto() -> None:
+    assert (ExtractConfig(batch="auto").batch_rows, ExtractConfig(batch=7).batch_rows) == (32, 7)
+    for batch in (0, "some"):
+        with pytest.raises(ValueError, match="batch"):
+            ExtractConfig(batch=batch)  # type: ignore[arg-type]

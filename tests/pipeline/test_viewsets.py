@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from pipeline import viewsets
-from pipeline.columns import part_pixels
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.errors import BadImageError
 from pipeline.images.layouts import write_layout
 from pipeline.loader import load_samples
+from pipeline.part_pixels import part_pixels
 from pipeline.pixels import LABEL_FILES, encode_sample
 from pipeline.views import Kind, ViewDraw, ViewSpec, apply_view
 from pipeline.viewsets import cached_source, make_part, view_set_spec, view_size

@@ -16,13 +16,16 @@ import torch
 from PIL import Image
 
 from pipeline import features
+from pipeline.columns import encode_part
 from pipeline.errors import PipelineError
 from pipeline.maps import LiveMaps
+from pipeline.part_pixels import part_pixels
 from pipeline.recipes import Recipe, recipe_from_mapping
 from pipeline.stages import extract as module
 from pipeline.stages.extract import extract
 from pipeline.stages.inspect import discard_part, verify_store
 from pipeline.targets import find_columns, study_columns, target_source
+from store.column import Column
 from store.errors import FormatError, StoreError
 from store.store import Store
 from store.viewset import ViewSet
@@ -98,7 +101,7 @@ def test_an_extraction_stopped_between_shards_goes_on(
     class _Stop(Exception):
         pass
 
-    real, count = module.write_part, 0
+    real, count = Column.write_part, 0
 
     def stopping(*arguments: Any, **options: Any) -> Any:
         nonlocal count
@@ -107,13 +110,13 @@ def test_an_extraction_stopped_between_shards_goes_on(
             raise _Stop
         return real(*arguments, **options)
 
-    monkeypatch.setattr(module, "write_part", stopping)
+    monkeypatch.setattr(Column, "write_part", stopping)
     recipe = tiny_recipe(tmp_path)
     for _ in range(2):
         with pytest.raises(_Stop):
             run_stages(recipe, ["extract"])
         count = 2
-    monkeypatch.setattr(module, "write_part", real)
+    monkeypatch.setattr(Column, "write_part", real)
     run_stages(recipe, ["extract"])
     assert stored(tmp_path / "store") == stored(finished.root / "store")
 
@@ -177,18 +180,18 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
 def test_every_row_is_decoded_once_for_all_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     scans: list[str] = []
-    real, scan = features.load_samples, ViewSet.usable_rows
+    real, scan = ViewSet.read_rows, ViewSet.usable_rows
 
-    def noting(view_set: ViewSet, rows: Sequence[int], /, *, tasks: Sequence[str]) -> Any:
+    def noting(view_set: ViewSet, rows: Sequence[int]) -> Any:
         decoded.extend(rows)
         assert len(rows) <= 5, "no more than a batch at once"
-        return real(view_set, rows, tasks=tasks)
+        return real(view_set, rows)
 
     def scanning(view_set: ViewSet) -> Any:
         scans.append(view_set.name)
         return scan(view_set)
 
-    monkeypatch.setattr(features, "load_samples", noting)
+    monkeypatch.setattr(ViewSet, "read_rows", noting)
     monkeypatch.setattr(ViewSet, "usable_rows", scanning)
     study = study_of(tiny_recipe(tmp_path, only="sak"))
     extract([study])
@@ -393,13 +396,12 @@ def test_rows_left_out_do_not_count_in_the_measured_error(tmp_path: Path) -> Non
     (view_set,) = store.view_sets()
     teacher = module.load_teacher(study.teachers["first"].spec("first"))
     column = next(column for column in store.columns(view_set.name) if column.spec.teacher == "first")
-    source = LiveMaps(teacher)
-    shown = module.part_pixels(view_set, 0, batch=5)
+    shown = part_pixels(view_set, 0, batch=5)
     assert shown.usable.all()
-    kept: list[Any] = []
-    column.write_part = lambda *_, stats, **__: kept.append(stats)  # type: ignore[assignment,method-assign]
-    for usable in (shown.usable, shown.usable & (torch.arange(8) < 3), shown.usable & False):
-        module.write_part(source, column, 0, shown._replace(usable=usable), batch=5, done=lambda _: None)
+    kept = [
+        encode_part(LiveMaps(teacher), column.spec, shown._replace(usable=usable), done=lambda _: None).stats
+        for usable in (shown.usable, shown.usable & (torch.arange(8) < 3), shown.usable & False)
+    ]
     assert kept[0] == column.commits.require([0])[0].stats
     assert kept[1] != kept[0]
     assert kept[1].keys() == kept[0].keys()

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from sak.errors import CheckpointError, SakError, TeacherError, UnknownNameError
+from sak.teachers.identity import teacher_identity
 from sak.teachers.model import Teacher, load_teacher
 from sak.teachers.registry import TEACHERS
 from sak.teachers.spec import TeacherSpec
@@ -295,3 +296,45 @@ def test_real_teachers_on_real_photos(name: str) -> None:
         assert bool(feat.isfinite().all())
         cosine = torch.nn.functional.cosine_similarity(feat[0].flatten(), feat[1].flatten(), dim=0)
         assert cosine < 0.98
+
+
+ARITHMETIC: list[dict[str, Any]] = [{"precision": "bf16"}, {"channels_last": True}, {"precision": "fp16"}]
+
+
+def arithmetic_spec(name: str = "vit_tiny_patch16_224", **asked: Any) -> TeacherSpec:
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2} if "vit" in name else {}
+    return TeacherSpec(name="t", timm=name, random=0, overrides=sizes, **asked)
+
+
+@pytest.mark.parametrize("asked", [*ARITHMETIC, {"compiled": True}])
+def test_how_a_network_is_computed_is_part_of_what_its_maps_are(asked: dict[str, Any]) -> None:
+    plain, other = teacher_identity(arithmetic_spec()), teacher_identity(arithmetic_spec(**asked))
+    assert other == plain | {"arithmetic": asked}
+    assert "arithmetic" not in plain, "columns that were there before keep their names"
+
+
+def test_bf16_and_channels_last_give_about_the_same_maps() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for name in ("vit_tiny_patch16_224", "resnet18"):
+        exact = load_teacher(arithmetic_spec(name))(pixels)
+        for asked, error in (({"precision": "bf16"}, 0.1), ({"channels_last": True}, 1e-5)):
+            maps = load_teacher(arithmetic_spec(name, **asked))(pixels)
+            assert all(feat.dtype == torch.float32 and feat.is_contiguous() for feat in maps)
+            errors = [float((one - two).norm() / two.norm()) for one, two in zip(maps, exact, strict=True)]
+            assert max(errors) < error
+            assert (max(errors) > 1e-4) == ("precision" in asked)
+
+
+def test_half_precision_on_a_cpu_is_refused() -> None:
+    with pytest.raises(TeacherError, match="fp16 needs a GPU"):
+        load_teacher(arithmetic_spec(precision="fp16"))(torch.zeros((1, 3, 32, 32), dtype=torch.uint8))
+    with pytest.raises(TeacherError, match="precision: expected one of fp32, bf16, fp16, got 'int4'"):
+        arithmetic_spec(precision="int4")
+
+
+@pytest.mark.slow
+def test_a_compiled_teacher_gives_about_the_same_maps() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exact, maps = (load_teacher(arithmetic_spec(compiled=compiled))(pixels) for compiled in (False, True))
+    for one, two in zip(maps, exact, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
