@@ -14,7 +14,8 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import fraction, live_crops, not_negative, one_length, positive, rates
+from pipeline.config_checks import average_decay, fraction, live_crops, not_negative, one_length, positive, rates
+from pipeline.config_loader import LoaderConfig
 from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Size, TeacherConfig
 from pipeline.views import ViewSpec
 from store.codecs.registry import choice_json
@@ -26,6 +27,7 @@ __all__ = [
     "EvalConfig",
     "ExtractConfig",
     "FinetuneConfig",
+    "LoaderConfig",
     "RunConfig",
     "SourceConfig",
     "StudentConfig",
@@ -140,6 +142,8 @@ class DistillConfig:
     """Stage 1. The defaults are the paper's, but for the length, which depends on the data.
 
     ``warmup`` is a fraction of all steps (the paper: 2 of 30 epochs). ``clip`` 0 means no gradient clipping.
+    ``batch`` is that of all ranks together; each goes through its rows in ``accumulate`` micro-batches. ``ema`` is the
+    decay of an average of the weights, which the next stage, scoring and export then take.
 
     ``crops`` shows the student other pixels than those that are stored, new ones in every epoch: ``fresh`` draws
     ``data.distill.view`` from the images themselves and stores none, which takes live teachers, as published;
@@ -160,11 +164,14 @@ class DistillConfig:
     targets: Targets = "cached"
     crops: Literal["fresh"] | ViewSpec | None = None
     precision: Precision = "fp32"
+    accumulate: int = 1
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         live_crops(self.crops, targets=self.targets)
         one_length("distill", self.steps, self.epochs)
-        positive("distill", {"batch": self.batch, "lr": self.lr})
+        positive("distill", {"batch": self.batch, "lr": self.lr, "accumulate": self.accumulate})
+        average_decay("distill", self.ema)
         not_negative("distill", {"weight_decay": self.weight_decay, "clip": self.clip})
         fraction("distill.warmup", self.warmup)
         rates("distill", lr=self.lr, start=self.start_lr, end=self.end_lr)
@@ -177,7 +184,8 @@ class FinetuneConfig:
     ``warmup``, ``start_lr`` and ``end_lr`` belong to the cosine schedule; poly falls from ``lr`` to 0 by ``power``.
 
     ``alpha`` weighs the cached (or online) teacher loss; at 0 no teacher features are read. ``stem_lr_scale``
-    multiplies the rate of everything that stage 1 trained.
+    multiplies the rate of everything that stage 1 trained. ``batch`` and ``ema`` are as in stage 1; there are no
+    micro-batches, because the heads' batch normalisation needs the whole batch.
     """
 
     steps: int | None = None
@@ -198,9 +206,11 @@ class FinetuneConfig:
     cosine: Literal["image", "token"] = "image"
     targets: Targets = "cached"
     precision: Precision = "fp32"
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         one_length("finetune", self.steps, self.epochs)
+        average_decay("finetune", self.ema)
         positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
         not_negative("finetune", {"alpha": self.alpha, "weight_decay": self.weight_decay, "clip": self.clip})
         fraction("finetune.warmup", self.warmup)
@@ -274,6 +284,7 @@ class Study:
     distill: DistillConfig | None = None
     finetune: FinetuneConfig | None = None
     eval: EvalConfig = field(default_factory=EvalConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:

@@ -25,6 +25,9 @@ __all__ = ["SCORING", "distill_dir", "evaluate_dir", "finetune_dir", "last_stage
 SCORING = 1
 # Routers come with the tasks: runs that differ only in them share stage 1.
 _STAGE2_ONLY = ("router", "noisy_gating", "noise")
+# How a batch is gone through, which as the number of ranks changes a result by no more than rounding: a run goes on
+# where there are fewer or smaller GPUs.
+_HOW = ("accumulate",)
 
 
 def distill_dir(study: Study, out: Path, /) -> StageDir:
@@ -45,7 +48,7 @@ def distill_dir(study: Study, out: Path, /) -> StageDir:
         "teachers": list(study.student_teachers),
         "targets": target_identity(study, view_set, kind=config.targets),
         "student": {key: value for key, value in about.items() if key not in _STAGE2_ONLY},
-        "distill": plain(config),
+        "distill": _trained_by(config),
     }
     return StageDir.of(out, "distill", inputs=inputs)
 
@@ -70,7 +73,7 @@ def finetune_dir(study: Study, out: Path, /) -> StageDir:
         "targets": target_identity(study, view_set, kind=config.targets) if study.final_targets else None,
         "stage1": distill_dir(study, out).fingerprint if study.distill else None,
         "student": plain(study.student) | student_identity(study.student),
-        "finetune": plain(config),
+        "finetune": _trained_by(config),
     }
     return StageDir.of(out, "finetune", inputs=inputs)
 
@@ -109,6 +112,11 @@ def target_identity(study: Study, view_set: ViewSetSpec, /, *, kind: str) -> obj
     if kind == "online":
         return {name: teacher_identity(spec) for name, spec in teacher_specs(study).items()}
     return {name: column.name for name, column in study_columns(study, view_set=view_set).items()}
+
+
+def _trained_by(config: object) -> dict[str, object]:
+    """What of a stage's settings decides its result; no average is as before there were any."""
+    return {key: value for key, value in plain(config).items() if key not in _HOW and (key, value) != ("ema", None)}
 
 
 def _views(spec: ViewSetSpec) -> str:
