@@ -9,6 +9,7 @@ import errno
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 _INTERRUPTED = 130
+_AFTER_SECONDS = 1.0
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
@@ -356,6 +358,8 @@ def _end_rank(failed: RankError) -> NoReturn:
             code = _explain(error, "" if isinstance(error, Interrupted) else f"rank {failed.rank}: ")
         elif isinstance(error, Interrupted):
             code = 0 if isinstance(error, Preempted) else _INTERRUPTED
+        else:
+            time.sleep(_AFTER_SECONDS)  # torchrun's report takes the rank that ends first for the cause
     except Exception:
         traceback.print_exc()
     # No goodbye to the other ranks: where one has died, it would wait for an answer.

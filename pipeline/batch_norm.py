@@ -10,7 +10,6 @@ from typing import Self
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 __all__ = ["RankBatchNorm"]
 
@@ -50,7 +49,23 @@ class RankBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance_C, self.momentum)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks; a gradient is the sum of all ranks' as well, since all of them depend on it."""
+
+    @staticmethod
+    def forward(context: object, value: Tensor) -> Tensor:
+        summed = value.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        summed = gradient.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed
+
+
 def _mean(value: Tensor) -> Tensor:
     """Over all ranks; gradients pass."""
-    summed: Tensor = all_reduce(value)  # type: ignore[no-untyped-call]
+    summed: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
     return summed / dist.get_world_size()

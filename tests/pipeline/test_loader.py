@@ -23,6 +23,9 @@ from store.store import Store
 from store.viewset import ViewSet
 
 
+ONE_READER = LoaderConfig(ahead_bytes=10**6, readers=1)
+
+
 def make_views(root: Path, *, images: int, bad: frozenset[int] = frozenset(), rows_per_shard: int = 4) -> ViewSet:
     """A view set whose row r is filled with the value r, without the rows in ``bad``."""
     spec = ViewSetSpec(
@@ -164,12 +167,12 @@ def test_errors_of_the_thread_are_raised_in_the_consumer(tmp_path: Path) -> None
     data[600] ^= 1
     tar.write_bytes(bytes(data))
     with pytest.raises(CorruptShardError, match=r"part-00001\.tar"):
-        list(Loader(view_set, batch=2, seed=0).batches(0, 50, loading=LoaderConfig(ahead_bytes=1000000, readers=1)))
+        list(Loader(view_set, batch=2, seed=0).batches(0, 50, loading=ONE_READER))
     assert loader_threads() == []
 
 
 def test_a_consumer_that_stops_ends_the_thread(tmp_path: Path) -> None:
-    batches = Loader(make_views(tmp_path / "store", images=8), batch=2, seed=0).batches(0, 10_000, loading=LoaderConfig(ahead_bytes=1000000, readers=1))
+    batches = Loader(make_views(tmp_path / "store", images=8), batch=2, seed=0).batches(0, 10_000, loading=ONE_READER)
     next(batches)
     assert len(loader_threads()) == 1
     batches.close()
@@ -195,13 +198,13 @@ def test_targets_are_read_for_the_rows_of_the_batch(tmp_path: Path) -> None:
 
     targets: Any = Targets()
     loader = Loader(make_views(tmp_path / "store", images=8), batch=2, seed=0, targets=targets)
-    for batch in loader.batches(0, 6, loading=LoaderConfig(ahead_bytes=1000000, readers=1)):
+    for batch in loader.batches(0, 6, loading=ONE_READER):
         assert np.array_equal(batch.encoded["teacher"][0]["values"].numpy(), batch.rows)
     assert targets.asked == [loader.rows(step).tolist() for step in range(6)]
     assert {name.rpartition("_")[0] for name in targets.threads} == {"sak-loader"}
     # Every shard once a cycle, here at its first step; without a thread nothing is announced.
     assert targets.announced == [[0, 1], [], [], [], [0, 1], []]
-    assert len(list(loader.batches(0, 2, loading=LoaderConfig(ahead_bytes=0, readers=1)))) == 2
+    assert len(list(loader.batches(0, 2, loading=LoaderConfig()))) == 2
     assert len(targets.announced) == 6
 
 
@@ -216,7 +219,7 @@ def test_only_the_shards_of_the_next_steps_are_announced(tmp_path: Path, monkeyp
 
     targets: Any = Targets()
     loader = Loader(make_views(tmp_path / "store", images=16), batch=2, seed=0, targets=targets)
-    read = [sorted({row // 4 for row in batch.rows.tolist()}) for batch in loader.batches(0, 8, loading=LoaderConfig(ahead_bytes=1000000, readers=1))]
+    read = [sorted({row // 4 for row in batch.rows.tolist()}) for batch in loader.batches(0, 8, loading=ONE_READER)]
     shards = [part for parts in read[::2] for part in parts]
     assert announced == [[shards[0]], [shards[1]], [], [shards[2]], [], [shards[3]], [], []]
 
