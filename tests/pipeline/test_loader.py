@@ -22,7 +22,6 @@ from store.spec import ViewSetSpec
 from store.store import Store
 from store.viewset import ViewSet
 
-
 ONE_READER = LoaderConfig(ahead_bytes=10**6, readers=1)
 
 
