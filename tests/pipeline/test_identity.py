@@ -46,6 +46,7 @@ RELEVANT = [
     "distill.loss=l2",
     "distill.cosine=token",
     "distill.precision=bf16",
+    "distill.ema=0.9",
     "distill.targets=online",
     "distill.crops={kind: random_resized_crop, size: 32}",
 ]
@@ -56,6 +57,8 @@ IRRELEVANT = [
     "device=auto",
     "name=other",
     "track.log_every=7",
+    "distill.accumulate=2",
+    "loader.readers=2",
     "track.checkpoint_every=1",
     "track.keep=5",
     "track.tensorboard=true",
