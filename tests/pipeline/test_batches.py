@@ -152,10 +152,11 @@ def test_ranks_and_micro_batches_together_are_the_obvious_batch(
     assert steps == {step: whole.rows(step).tolist() for step in range(start, stop)}
 
 
-@given(batch=st.sampled_from([1, 2, 4, 5, 10, 20]), seed=st.integers(0, 2**31), epoch=st.integers(0, 3))
+@given(batch=st.sampled_from([1, 2, 5, 10]), seed=st.integers(0, 2**31), epoch=st.integers(0, 3))
 @settings(max_examples=15)
-def test_every_row_comes_once_in_an_epoch(place: Place, batch: int, seed: int, epoch: int) -> None:
+def test_every_row_comes_once_in_an_epoch_of_its_view(place: Place, batch: int, seed: int, epoch: int) -> None:
     loader = place.loader(batch=batch, seed=seed)
     steps = range(epoch * loader.steps_per_cycle, (epoch + 1) * loader.steps_per_cycle)
     seen = sorted(row for step in steps for row in loader.rows(step).tolist())
-    assert seen == sorted(set(range(IMAGES * VIEWS)) - BAD)
+    view = epoch % VIEWS
+    assert seen == sorted(set(range(view * IMAGES, (view + 1) * IMAGES)) - BAD)
