@@ -45,6 +45,11 @@ def ended(processes: list[SakProcess]) -> list[Outcome]:
     return [process.wait() for process in processes]
 
 
+def said(outcome: Outcome) -> list[str]:
+    """What a rank printed; torch's C++ is quiet only where torch was loaded by the command itself."""
+    return [line for line in outcome.err.splitlines() if not line.startswith("[rank")]
+
+
 def lines(folder: Path, stage: str) -> list[dict[str, float]]:
     (path,) = stage_folders(folder, stage)
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -91,7 +96,7 @@ def test_killed_and_resumed_on_as_many_ranks_is_the_same_and_on_others_close(alo
     again = ended(ranks(2, "distill", "tiny.yaml", *SHORT, cwd=cut))
     assert [outcome.code for outcome in again] == [0, 0], again
     assert "resuming at step" in again[0].err
-    assert again[1].err == ""
+    assert said(again[1]) == []
     for name in ("metrics.jsonl", "student.safetensors"):
         (one,), (other,) = stage_folders(whole, "distill"), stage_folders(cut, "distill")
         assert (one / name).read_bytes() == (other / name).read_bytes()
@@ -113,7 +118,7 @@ def test_sigterm_to_one_rank_stops_all_at_one_step_with_exit_0(alone: Path, tmp_
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     last = outcomes[0].err.splitlines()[-1]
     assert last.startswith("sak: both: finetune: stopped at step ")
-    assert outcomes[1].err == ""
+    assert said(outcomes[1]) == []
     step = int(last.split("stopped at step ")[1].split()[0])
     (folder,) = stage_folders(tmp_path, "finetune")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{step:09d}.safetensors"]
@@ -149,18 +154,18 @@ def test_a_rank_that_is_killed_ends_the_others_with_one_line(alone: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("distill", "tiny.yaml", "--run", "both", "distill.batch=5"), "distill.batch: expected rows that 2 ranks x 1"),
         (("run", "tiny.yaml"), "only sak distill and sak finetune train on several"),
         (("distill", "tiny.yaml", "distill.bath=4"), "distill.bath"),
     ],
 )
-def test_input_to_correct_is_told_once(alone: Path, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_input_to_correct_is_told_once(alone: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     place(alone, tmp_path)
     outcomes = ended(ranks(2, *arguments, cwd=tmp_path))
     told = [line for outcome in outcomes for line in outcome.err.splitlines()]
-    assert sum(said in line for line in told) == 1, told
+    assert sum(message in line for line in told) == 1, told
     assert sum(line.startswith("sak: rank ") for line in told) == 1, told
     assert sorted(outcome.code for outcome in outcomes) == [1, 2]
 

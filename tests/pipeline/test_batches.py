@@ -28,7 +28,7 @@ from store.spec import ColumnSpec, LevelSpec, ViewSetSpec
 from store.store import Store
 from tests.store import plain_reader
 
-IMAGES, VIEWS, BAD = 11, 2, frozenset({4, 17})
+IMAGES, VIEWS, BAD = 19, 2, frozenset({4, 25})
 LEVELS = (LevelSpec(components=6, height=3, width=2), LevelSpec(components=8, height=2, width=2))
 COLUMNS = {"first": ("int8", "zarr"), "second": ("int4", "webdataset")}
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def check(batch: Batch, rows: dict[int, Row], place: Place) -> None:
             np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(
     micro=st.integers(1, 2),
     world=st.sampled_from([1, 2, 4]),
@@ -152,7 +152,7 @@ def test_ranks_and_micro_batches_together_are_the_obvious_batch(
     assert steps == {step: whole.rows(step).tolist() for step in range(start, stop)}
 
 
-@given(batch=st.sampled_from([1, 2, 5, 10]), seed=st.integers(0, 2**31), epoch=st.integers(0, 3))
+@given(batch=st.sampled_from([1, 2, 6, 9, 18]), seed=st.integers(0, 2**31), epoch=st.integers(0, 3))
 @settings(max_examples=15)
 def test_every_row_comes_once_in_an_epoch_of_its_view(place: Place, batch: int, seed: int, epoch: int) -> None:
     loader = place.loader(batch=batch, seed=seed)
