@@ -89,7 +89,6 @@ class Ranks:
 
     def wait(self) -> None:
         """Until all ranks are here."""
-        self.agreed(0)
         self.total(torch.zeros(1))
 
     def replica(self, forward: Callable[[Any], Mapping[str, Tensor]], /, *, model: nn.Module) -> Replica:

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrackConfig
+from pipeline.distributed import Ranks
 from pipeline.errors import Interrupted, PipelineError, Preempted
 from pipeline.loader import Batch
-from pipeline.loop import steps_of, train
+from pipeline.loop import length_line, steps_of, train
 from pipeline.split import Split
 from pipeline.tracking import read_metrics
 from pipeline.trainer import Trainer, TrainPlan
@@ -233,3 +235,10 @@ def test_the_norm_is_read_only_where_it_is_recorded(tmp_path: Path) -> None:
 )
 def test_an_epoch_is_a_pass_over_as_many_rows_as_images(steps: int | None, epochs: float | None, expected: int) -> None:
     assert steps_of(steps, epochs, images=100, batch=4) == expected
+
+
+def test_the_batch_arithmetic_is_told() -> None:
+    view_set: Any = SimpleNamespace(spec=SimpleNamespace(images=100, views=4, rows=400))
+    told = length_line(view_set, steps=50, split=Split(batch=16, ranks=Ranks(world=2), accumulate=2))
+    arithmetic = "50 steps x 16 (2 ranks x 4 images x 2 micro-batches) = 800 images"
+    assert told == f"{arithmetic} = 8.0 epochs of 100 images x 4 views, each view read 2 times"
