@@ -181,6 +181,7 @@ def joined() -> Iterator[Ranks]:
     ended = threading.Event()
     threading.Thread(target=_watch, args=(store.clone(), ended), name="sak-ranks", daemon=True).start()
     try:
+        ranks.wait()  # nobody leaves, for whatever reason, while another is still looking for it
         yield ranks
         ranks.wait()
     except Interrupted as error:  # every rank's, at the same step: no failure

@@ -192,7 +192,9 @@ def test_torchrun_itself(alone: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_torchrun_hands_on_sigterm_and_names_the_rank_that_failed(alone: Path, tmp_path: Path) -> None:
     place(alone, tmp_path)
-    process = torchrun(4, "distill", "tiny.yaml", *SHORT, "distill.steps=4000", cwd=tmp_path)
+    process = torchrun(
+        4, "distill", "tiny.yaml", *SHORT, "distill.steps=4000", "track.checkpoint_every=9999", cwd=tmp_path
+    )
     while steps_done(tmp_path, "distill") < 3 and process.poll() is None:
         pass
     process.send_signal(signal.SIGTERM)
