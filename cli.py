@@ -6,13 +6,16 @@ Stages are imported inside the commands, after the recipe is read: ``sak --help`
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import sys
+import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -32,11 +35,14 @@ from pipeline.commands.tables import print_table
 from pipeline.commands.teachers import teachers_app
 
 if TYPE_CHECKING:
+    from pipeline.distributed import Ranks
+    from pipeline.errors import RankError
     from pipeline.recipes import Recipe
 
 __all__ = ["app", "main"]
 
 _INTERRUPTED = 130
+_AFTER_SECONDS = 1.0
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
@@ -51,7 +57,8 @@ app = typer.Typer(
     """,
     epilog="""Example:  sak run workflows/quickstart.yaml
 
-    Exit codes: 0 done, 1 damage found by sak store verify or left by repair, 2 input to correct, 130 interrupted.""",
+    Exit codes: 0 done, or stopped by SIGTERM with all saved; 1 damage found by sak store verify or left by repair;
+    2 input to correct; 130 interrupted.""",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
 app.add_typer(store_app, name="store")
@@ -137,8 +144,8 @@ def run(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> N
     loaded = _load(recipe, overrides)
     from pipeline.stages.run import STAGES
 
-    with _made_by("run", recipe, overrides):
-        _stages(STAGES, loaded, only)
+    with _ranks() as ranks, _made_by("run", recipe, overrides):
+        _stages(STAGES, loaded, only, ranks)
     if only:
         print(f"finished {', '.join(only)}; the table and report need every run of the recipe")
     else:
@@ -193,35 +200,36 @@ def extract(
         raise typer.Exit(
             show_plan(loaded, only or [], calibrate=calibrate, rates=(images_per_s, disk_mb_s), as_json=as_json)
         )
-    with _made_by("run", recipe, overrides):
-        _stages(("extract",), _load(recipe, [*(overrides or []), *changes]), only)
+    with _ranks() as ranks, _made_by("run", recipe, overrides):
+        _stages(("extract",), _load(recipe, [*(overrides or []), *changes]), only, ranks)
 
 
 @app.command(epilog="Example:  sak distill workflows/quickstart.yaml --run sak")
 def distill(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
     """Stage 1: train students on stored teacher features; no teacher is loaded and no label is read.
 
-    Needs what sak extract writes.
+    Needs what sak extract writes. On N GPUs: torchrun --nproc_per_node=N --no-python sak distill RECIPE; distill.batch
+    is that of all of them (docs/training.md).
     """
-    with _made_by("extract", recipe, overrides):
-        _stages(("distill",), _load(recipe, overrides), only)
+    with _ranks() as ranks, _made_by("extract", recipe, overrides):
+        _stages(("distill",), _load(recipe, overrides), only, ranks)
 
 
 @app.command(epilog="Example:  sak finetune workflows/quickstart.yaml finetune.alpha=0.5 --run sak")
 def finetune(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
     """Stage 2: train routers and heads on the tasks, with the teachers' loss at weight finetune.alpha.
 
-    Needs what sak extract and, for runs that have a stage 1, sak distill write.
+    Needs what sak extract and, for runs that have a stage 1, sak distill write. On N GPUs as sak distill.
     """
-    with _made_by("run", recipe, overrides):
-        _stages(("finetune",), _load(recipe, overrides), only)
+    with _ranks() as ranks, _made_by("run", recipe, overrides):
+        _stages(("finetune",), _load(recipe, overrides), only, ranks)
 
 
 @app.command(name="eval", epilog="Example:  sak eval workflows/quickstart.yaml --run sak")
 def evaluate(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
     """Score finished students, alone, on held-out images: every task's metric, router weights, pictures."""
-    with _made_by("run", recipe, overrides):
-        _stages(("eval",), _load(recipe, overrides), only)
+    with _ranks() as ranks, _made_by("run", recipe, overrides):
+        _stages(("eval",), _load(recipe, overrides), only, ranks)
 
 
 @app.command(epilog="Example:  sak report workflows/quickstart.yaml --out talk.html")
@@ -291,14 +299,29 @@ def data_scenes(
     print(f"{train} training and {val} validation scenes in {out}")
 
 
-def _stages(stages: Sequence[str], recipe: Recipe, only: list[str] | None) -> None:
+def _stages(stages: Sequence[str], recipe: Recipe, only: list[str] | None, ranks: Ranks | None) -> None:
+    from pipeline.distributed import ALONE
     from pipeline.runs import select
     from pipeline.stages.run import prepare, run_stage
 
     plans = select(recipe, only or [])
-    prepare(recipe, plans, stages=stages)
+    prepare(recipe, plans, stages=stages, ranks=ranks or ALONE)
     for stage in stages:
-        run_stage(stage, recipe, plans)
+        run_stage(stage, recipe, plans, ranks=ranks or ALONE)
+
+
+@contextmanager
+def _ranks() -> Iterator[Ranks | None]:
+    """The other processes that torchrun started; without it none are looked for, and no torch is loaded."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield None
+        return
+    # Read when torch is loaded: what its C++ has to say would hide what ended the job.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from pipeline.distributed import joined
+
+    with joined() as ranks:
+        yield ranks
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
@@ -333,29 +356,54 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, where: str = "") -> int:
     """Print an expected error and return its exit code; raise any other."""
-    from pipeline.errors import EXPECTED, Interrupted, RecipeError
+    from pipeline.errors import EXPECTED, Interrupted, Preempted, RankError, RecipeError
 
+    if isinstance(error, RankError):
+        _end_rank(error)
     # typer's own errors have no public base class that all its versions share.
     usage = getattr(error, "format_message", None)
     if usage is not None:
         context = getattr(error, "ctx", None)
         message = " ".join(str(usage()).split()).rstrip(".")
         if message:
-            _complain(f"{message}; see {context.command_path if context else 'sak'} --help")
+            _complain(f"{where}{message}; see {context.command_path if context else 'sak'} --help")
         return 2
     if isinstance(error, RecipeError):
-        _complain(str(error))
+        message = str(error)
     elif isinstance(error, EXPECTED):
-        _complain(" ".join("; ".join([str(error), *getattr(error, "__notes__", ())]).split()))
+        message = " ".join("; ".join([str(error), *getattr(error, "__notes__", ())]).split())
     elif isinstance(error, OSError) and error.filename is not None:
-        _complain(f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk")
+        message = f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk"
     elif isinstance(error, OSError) and error.errno in _NO_SPACE:
-        _complain(f"{error.strerror}; make room where out and store of the recipe lie, or name others; then rerun")
+        message = f"{error.strerror}; make room where out and store of the recipe lie, or name others; then rerun"
     else:
         raise error
+    _complain(where + message)
+    if isinstance(error, Preempted):
+        return 0
     return _INTERRUPTED if isinstance(error, Interrupted) else 2
+
+
+def _end_rank(failed: RankError) -> NoReturn:
+    """End one of several processes, with its line if it is the one to tell."""
+    from pipeline.errors import Interrupted, Preempted
+
+    error, code = failed.error, 1
+    try:
+        if failed.told:
+            code = _explain(error, "" if isinstance(error, Interrupted) else f"rank {failed.rank}: ")
+        elif isinstance(error, Interrupted):
+            code = 0 if isinstance(error, Preempted) else _INTERRUPTED
+        else:
+            time.sleep(_AFTER_SECONDS)  # torchrun's report takes the rank that ends first for the cause
+    except Exception:
+        traceback.print_exc()
+    # No goodbye to the other ranks: where one has died, it would wait for an answer.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _complain(message: str) -> None:

@@ -1,5 +1,6 @@
-"""Exact-resume checkpoints: one safetensors file with weights, optimiser state, random state and position.
+"""Exact-resume checkpoints: one safetensors file with weights, averages, optimiser state, random state and position.
 
+It depends on no number of ranks or micro-batches: between two steps all ranks hold the same.
 Written to a temporary name, flushed and renamed, so that a kill at any moment leaves the previous checkpoint intact.
 Teachers are never part of the model, hence never in a checkpoint.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,68 +17,74 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pipeline.runtime import RandomState
 from sak.errors import CheckpointError
 from sak.weights import compare_state, digest_state, load_metadata, load_weights, save_weights
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["TrainState", "checkpoint_path", "latest_step", "load_checkpoint", "save_checkpoint"]
 
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
 
 
-def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    step: int,
-    scaler: torch.amp.GradScaler,
-    keep: int,
-) -> Path:
+class TrainState(NamedTuple):
+    """What training changes. ``average`` is that of the weights, by their names; empty without one."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: Mapping[str, Tensor]
+
+
+def save_checkpoint(folder: Path, state: TrainState, /, *, step: int, keep: int) -> Path:
     """Write ``step-000000123.safetensors`` and delete all but the newest ``keep``."""
-    tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, state in _named_state(model, optimizer).items():
-        tensors |= {f"optim/{name}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
-    tensors["rng/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in state.average.items()}
+    for name, values in _named_state(state.model, state.optimizer).items():
+        tensors |= {f"optim/{name}/{key}": value for key, value in values.items() if isinstance(value, Tensor)}
+    tensors |= {f"rng/{kind}": tensor for kind, tensor in RandomState.now().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:09d}.safetensors"
-    about = {"step": str(step), "scaler": json.dumps(scaler.state_dict()), "sha256": digest_state(tensors)}
+    path = checkpoint_path(folder, step)
+    about = {"step": str(step), "scaler": json.dumps(state.scaler.state_dict()), "sha256": digest_state(tensors)}
     save_weights(path, tensors, metadata=about)
     for old in sorted(folder.glob("step-*.safetensors"))[:-keep]:
         old.unlink()
     return path
 
 
-def latest_checkpoint(folder: Path, /) -> Path | None:
-    """The newest checkpoint of a folder; temporary files of a killed run do not match."""
-    found = [path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
-    return max(found, default=None)
+def checkpoint_path(folder: Path, step: int, /) -> Path:
+    """Where the state after so many steps is kept."""
+    return folder / f"step-{step:09d}.safetensors"
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, scaler: torch.amp.GradScaler
-) -> int:
+def latest_step(folder: Path, /) -> int:
+    """Steps done at the newest checkpoint of a folder, 0 without one; temporary files of a killed run do not match."""
+    names = (_NAME.fullmatch(path.name) for path in folder.glob("step-*.safetensors"))
+    return max((int(name[1]) for name in names if name), default=0)
+
+
+def load_checkpoint(path: Path, state: TrainState, /) -> int:
     """Restore everything that ``save_checkpoint`` wrote, or nothing; returns the optimiser steps done.
 
     Raises:
         CheckpointError: The file is damaged, or was written by a run with other parameters.
     """
     saved = _read(path)
-    report = compare_state(model.state_dict(), saved.groups["model"])
-    known = dict(model.named_parameters()).keys()
+    report = compare_state(state.model.state_dict(), saved.groups["model"])
+    averages = compare_state(state.average, saved.groups["average"])
+    known = dict(state.model.named_parameters()).keys()
     strange = {name.rpartition("/")[0] for name in saved.groups["optim"]} - known
-    if strange or not report.fits:
+    if strange or not report.fits or not averages.fits:
         raise CheckpointError(
-            f"{path}: expected a checkpoint of this very network, got {report.summary()}, and optimiser state of"
-            f" {len(strange)} other parameters; delete {path.parent.parent} to start over"
+            f"{path}: expected a checkpoint of this very network, got {report.summary()} (of averages:"
+            f" {averages.summary()}), and optimiser state of {len(strange)} other parameters; delete"
+            f" {path.parent.parent} to start over"
         )
-    model.load_state_dict(saved.groups["model"])
-    _load_optimizer(model, optimizer, saved.groups["optim"])
-    torch.set_rng_state(saved.groups["rng"]["cpu"])
-    if "cuda" in saved.groups["rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(saved.groups["rng"]["cuda"])
-    scaler.load_state_dict(saved.scaler)
+    state.model.load_state_dict(saved.groups["model"])
+    for name, tensor in state.average.items():
+        tensor.copy_(saved.groups["average"][name])
+    _load_optimizer(state.model, state.optimizer, saved.groups["optim"])
+    RandomState(saved.groups["rng"]).restore()
+    state.scaler.load_state_dict(saved.scaler)
     return saved.step
 
 
@@ -87,7 +95,7 @@ class _Saved(NamedTuple):
 
 
 def _read(path: Path) -> _Saved:
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}, "rng": {}}
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optim": {}, "rng": {}}
     try:
         about = load_metadata(path)
         tensors = load_weights(path)

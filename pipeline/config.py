@@ -14,7 +14,17 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import fraction, live_crops, not_negative, one_length, positive, rates, whole_epochs
+from pipeline.config_checks import (
+    average_decay,
+    fraction,
+    live_crops,
+    not_negative,
+    one_length,
+    positive,
+    rates,
+    whole_epochs,
+)
+from pipeline.config_loader import LoaderConfig
 from pipeline.config_losses import CompileMode, FeatureLossConfig
 from pipeline.config_student import LoraConfig, StudentConfig
 from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Precision, Size, TeacherConfig
@@ -28,6 +38,7 @@ __all__ = [
     "EvalConfig",
     "ExtractConfig",
     "FinetuneConfig",
+    "LoaderConfig",
     "LoraConfig",
     "RunConfig",
     "SourceConfig",
@@ -121,6 +132,8 @@ class DistillConfig(FeatureLossConfig):
 
     Attributes:
         drop_last: An epoch has whole batches alone, as published: 30 of 1,281,167 images at 128 are 300,270 steps.
+        batch: Rows of a step, of all ranks together; each goes through its own in ``accumulate`` micro-batches.
+        ema: Decay of an average of the weights, which the next stage, scoring and export then take.
         warmup: Fraction of all steps (the paper: 2 of 30 epochs); ``warmup_epochs`` says it in epochs instead.
         reference_schedule: The published loop's rates, one step behind: its first two steps are at ``start_lr``.
         clip: Largest L2 norm of the gradient; 0 for no clipping.
@@ -156,6 +169,8 @@ class DistillConfig(FeatureLossConfig):
     precision: Precision = "fp32"
     compile: CompileMode = False
     fused: bool = False
+    accumulate: int = 1
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         live_crops(self.crops, targets=self.targets)
@@ -169,7 +184,8 @@ class DistillConfig(FeatureLossConfig):
         positive("distill", {"standardize_rows": self.standardize_rows})
         if self.standardize == "none" and self.standardize_rows != _STANDARDIZE_ROWS:
             raise ValueError("distill.standardize_rows: nothing is standardized; drop it or set standardize")
-        positive("distill", {"batch": self.batch, "lr": self.lr})
+        positive("distill", {"batch": self.batch, "lr": self.lr, "accumulate": self.accumulate})
+        average_decay("distill", self.ema)
         not_negative("distill", {"weight_decay": self.weight_decay, "clip": self.clip})
         fraction("distill.warmup", self.warmup)
         rates("distill", lr=self.lr, start=self.start_lr, end=self.end_lr)
@@ -182,7 +198,8 @@ class FinetuneConfig(FeatureLossConfig):
     ``warmup``, ``start_lr`` and ``end_lr`` belong to the cosine schedule; poly falls from ``lr`` to 0 by ``power``.
 
     ``alpha`` weighs the cached (or online) teacher loss; at 0 no teacher features are read. ``stem_lr_scale``
-    multiplies the rate of everything that stage 1 trained. ``compile`` and ``fused`` are as in stage 1.
+    multiplies the rate of everything that stage 1 trained. ``batch``, ``ema``, ``compile`` and ``fused`` are as in
+    stage 1; there are no micro-batches, because the heads' batch normalisation needs the whole batch.
     """
 
     steps: int | None = None
@@ -203,10 +220,12 @@ class FinetuneConfig(FeatureLossConfig):
     precision: Precision = "fp32"
     compile: CompileMode = False
     fused: bool = False
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         self.check_loss("finetune")
         one_length("finetune", self.steps, self.epochs)
+        average_decay("finetune", self.ema)
         positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
         not_negative("finetune", {"alpha": self.alpha, "weight_decay": self.weight_decay, "clip": self.clip})
         fraction("finetune.warmup", self.warmup)
@@ -280,6 +299,7 @@ class Study:
     distill: DistillConfig | None = None
     finetune: FinetuneConfig | None = None
     eval: EvalConfig = field(default_factory=EvalConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:

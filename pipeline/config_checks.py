@@ -6,7 +6,7 @@ import math
 
 from pipeline.views import ViewSpec
 
-__all__ = ["fraction", "live_crops", "not_negative", "one_length", "positive", "rates", "whole_epochs"]
+__all__ = ["average_decay", "fraction", "live_crops", "not_negative", "one_length", "positive", "rates", "whole_epochs"]
 
 
 def positive(owner: str, values: dict[str, float | None]) -> None:
@@ -39,6 +39,16 @@ def fraction(name: str, value: float) -> None:
     """
     if not 0 <= value < 1:
         raise ValueError(f"{name} is a fraction of all steps in [0, 1), got {value}")
+
+
+def average_decay(owner: str, ema: float | None) -> None:
+    """Refuse what is no decay of an average of weights; ``None`` is no average.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    if ema is not None and not 0 < ema < 1:
+        raise ValueError(f"{owner}.ema is the decay of an average, between 0 and 1 as 0.999 is, or null, got {ema}")
 
 
 def rates(owner: str, *, lr: float, start: float, end: float) -> None:

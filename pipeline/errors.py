@@ -13,6 +13,8 @@ __all__ = [
     "Interrupted",
     "NotDoneError",
     "PipelineError",
+    "Preempted",
+    "RankError",
     "RecipeError",
     "TooManyBadError",
 ]
@@ -28,6 +30,24 @@ class RecipeError(PipelineError):
 
 class Interrupted(PipelineError):
     """Training was asked to stop; a checkpoint was written and the same command continues."""
+
+
+class Preempted(Interrupted):
+    """``Interrupted`` by SIGTERM, as a batch system sends it: all is well, and the command ends with exit code 0."""
+
+
+class RankError(PipelineError):
+    """What one of several processes that train together raised.
+
+    Attributes:
+        rank: Which one.
+        error: What it raised.
+        told: Whether this process is to tell of it; the others end without a word.
+    """
+
+    def __init__(self, rank: int, error: Exception, *, told: bool) -> None:
+        super().__init__(f"rank {rank}: {error}")
+        self.rank, self.error, self.told = rank, error, told
 
 
 class NotDoneError(PipelineError):

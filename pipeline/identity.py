@@ -30,11 +30,13 @@ _LATER = frozenset(
     {
         *("cosine_weight", "l1_weight", "beta", "teacher_weights", "level_weights"),
         *("drop_last", "warmup_epochs", "reference_schedule", "standardize", "standardize_rows", "teachers_per_step"),
-        *("compile", "fused", "crops", "freeze", "lora"),
+        *("compile", "fused", "crops", "freeze", "lora", "ema"),
     }
 )
-# What a result does not depend on: the names of statistics that are there themselves, and how gradients are had.
-_NO_RESULT = frozenset({"normalization", "checkpointing"})
+# What a result does not depend on: the names of statistics that are there themselves, how gradients are had, and how a
+# batch is gone through, which as the number of ranks changes it by no more than rounding: a run goes on where there
+# are fewer or smaller GPUs.
+_NO_RESULT = frozenset({"normalization", "checkpointing", "accumulate"})
 
 
 def distill_dir(study: Study, out: Path, /) -> StageDir:

@@ -1,14 +1,15 @@
 """Joins images, labels and encoded targets by row, ahead of the training step where that pays.
 
-The order of rows is a pure function of (seed, step): training resumed at step ``s`` sees what an uninterrupted run saw.
+The order of rows is a pure function of (seed, step): training resumed at step ``s`` sees what an uninterrupted run saw,
+on however many ranks. Threads only read; which rows, and in what order, is decided in the consumer's.
 """
 
 from __future__ import annotations
 
-import queue
+import os
 import threading
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -16,25 +17,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.config import LoaderConfig
 from pipeline.errors import DataError
 from pipeline.images.sample import ImageSample
 from pipeline.live_views import LiveViews
 from pipeline.pixels import decode_sample
+from pipeline.readahead import Ahead, read_ahead
+from pipeline.split import Split
 from pipeline.targets import Encoded, TargetSource
 from pipeline.tensors import to_tensors
+from sak.draws import Share
 from store.order import EpochOrder
 from store.viewset import ViewSet
 
-__all__ = ["Batch", "Loader", "load_samples", "loader_bytes"]
+__all__ = ["Batch", "Loader", "default_ahead", "load_samples", "loader_bytes"]
 
-_AHEAD = 4
+_AHEAD_BYTES = 2 << 30
+_READERS = 4
 _KEEP_BYTES = 1 << 30
 _WINDOW = 8
 _ANNOUNCED = 32
 
 
 class Batch(NamedTuple):
-    """One step's data, on the training device.
+    """One step's data, or a micro-batch of it, on the training device.
+
+    Attributes:
+        share: Where in the step's rows these are; ``None`` where they are all of them.
 
     Shapes:
         pixels: ``(B, 3, H, W)`` uint8.
@@ -47,6 +56,7 @@ class Batch(NamedTuple):
     pixels: Tensor
     labels: dict[str, Tensor]
     encoded: Encoded
+    share: Share | None = None
 
 
 def load_samples(view_set: ViewSet | LiveViews, rows: Sequence[int], /, *, tasks: Sequence[str]) -> list[ImageSample]:
@@ -66,8 +76,9 @@ def loader_bytes(rows: int, /, *, batch: int, image: int, encoded: int, accelera
         encoded: Bytes of a row's targets as stored, unpacked.
         accelerator: Whether batches are read ahead of the step.
     """
-    batches = _AHEAD + 2 if accelerator else 1  # one in the making, and one in use
-    return min(_KEEP_BYTES, rows * image) + batches * batch * (image + encoded)
+    ahead = _AHEAD_BYTES if accelerator else 0
+    batches = 1 + (_READERS if accelerator else 0)  # one in use, and those in the making
+    return min(_KEEP_BYTES, rows * image) + ahead + batches * batch * (image + encoded)
 
 
 @dataclass(slots=True)
@@ -78,16 +89,25 @@ class _Samples:
     tasks: tuple[str, ...]
     kept: dict[int, ImageSample]
     nbytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, rows: Sequence[int]) -> list[ImageSample]:
         absent = [row for row in rows if row not in self.kept]
         fresh = dict(zip(absent, load_samples(self.view_set, absent, tasks=self.tasks), strict=True)) if absent else {}
-        for row, sample in fresh.items():
-            size = sample.image.nbytes + sum(label.nbytes for label in sample.labels.values())
-            if self.nbytes + size <= _KEEP_BYTES and isinstance(self.view_set, ViewSet):
-                self.kept[row] = sample
-                self.nbytes += size
+        with self.lock:
+            for row, sample in fresh.items():
+                size = sample.image.nbytes + sum(label.nbytes for label in sample.labels.values())
+                kept = row in self.kept or not isinstance(self.view_set, ViewSet)
+                if not kept and self.nbytes + size <= _KEEP_BYTES:
+                    self.kept[row] = sample
+                    self.nbytes += size
         return [fresh[row] if row in fresh else self.kept[row] for row in rows]
+
+
+class _Job(NamedTuple):
+    step: int
+    rows: NDArray[np.int64]
+    share: Share | None
 
 
 class Loader:
@@ -141,56 +161,35 @@ class Loader:
         spec, unusable = self._view_set.spec, self._unusable
         return EpochOrder(spec, seed=self._seed, epoch=cycle, window=_WINDOW, leave_out=unusable)
 
-    def batches(self, start: int, stop: int, /, *, ahead: int | None = None) -> Generator[Batch, None, None]:
-        """Batches of steps ``start`` to ``stop - 1``.
+    def batches(
+        self, start: int, stop: int, /, *, split: Split | None = None, loading: LoaderConfig | None = None
+    ) -> Generator[Batch, None, None]:
+        """Batches of steps ``start`` to ``stop - 1``: of each step its micro-batches, one after another.
 
         Args:
-            ahead: How many batches a thread reads ahead; its errors are raised here, and closing the generator ends
-                it. 0 reads each batch when it is asked for. ``None`` takes 4 beside an accelerator and 0 on a CPU,
-                where the step itself uses every core: there a reader thread doubled the step (60 to 125 ms on 2
-                cores, docs/studies/cpu_loader.md), because torch's threads wait for each other at every operation.
+            split: How a step's rows are shared out, of which this rank's part is read; ``None`` for one whole batch.
+            loading: How much threads read ahead; their errors are raised here, and closing the generator ends them.
+                By default that is nothing on a CPU, where the step itself uses every core: there a reader thread
+                doubled the step (60 to 125 ms on 2 cores, docs/studies/cpu_loader.md), because torch's threads wait
+                for each other at every operation.
         """
-        if ahead is None:
-            ahead = 0 if self._device.type == "cpu" else _AHEAD
-        if ahead:
-            yield from self._read_ahead(start, stop, ahead=ahead)
-        else:
-            for step in range(start, stop):
-                yield self._to_device(self._read(step))
+        ahead = (loading or LoaderConfig()).ahead(default_ahead(), on_cpu=self._device.type == "cpu")
+        assert split is None or split.batch == self._batch
+        jobs = self._jobs(start, stop, split=split, announce=ahead.nbytes > 0)
+        copies = _Copies(self._device)
+        for batch in read_ahead(jobs, self._read, size=_nbytes, ahead=ahead):
+            yield copies.move(batch)
 
-    def _read_ahead(self, start: int, stop: int, *, ahead: int) -> Generator[Batch, None, None]:
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=ahead)
-        closed = threading.Event()
-
-        def put(item: Batch | BaseException) -> None:
-            while not closed.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-            return None
-
-        def work() -> None:
-            try:
-                for step in range(start, stop):
-                    if closed.is_set():
-                        return
-                    self._announce(step)
-                    put(self._read(step))
-            except BaseException as error:
-                put(error)
-
-        thread = threading.Thread(target=work, name="sak-loader", daemon=True)
-        thread.start()
-        try:
-            for _ in range(start, stop):
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield self._to_device(item)
-        finally:
-            closed.set()
-            thread.join()
+    def _jobs(self, start: int, stop: int, *, split: Split | None, announce: bool) -> Iterator[_Job]:
+        for step in range(start, stop):
+            rows = self.rows(step)
+            if announce:
+                self._announce(step)
+            if split is None or split.whole:
+                yield _Job(step, rows, None)
+                continue
+            for share in split.shares():
+                yield _Job(step, rows[share.start : share.start + split.micro], share)
 
     def _announce(self, step: int) -> None:
         """Have the shards of the next steps of this cycle opened by other threads, each once, before they are read."""
@@ -203,23 +202,56 @@ class Loader:
         self._targets.prefetch([part for part in parts if part not in self._announced])
         self._announced.update(parts)
 
-    def _read(self, step: int) -> Batch:
-        rows = self.rows(step)
-        pixels, labels = to_tensors(self._samples.get(rows.tolist()))
-        encoded = self._targets.read(rows, step=step) if self._targets else {}
-        batch = Batch(step, rows, pixels, labels, encoded)
-        return _pinned(batch) if self._device.type == "cuda" else batch
-
-    def _to_device(self, batch: Batch) -> Batch:
-        labels = {task: label.to(self._device, non_blocking=True) for task, label in batch.labels.items()}
-        return batch._replace(pixels=batch.pixels.to(self._device, non_blocking=True), labels=labels)
+    def _read(self, job: _Job) -> Batch:
+        pixels, labels = to_tensors(self._samples.get(job.rows.tolist()))
+        encoded = self._targets.read(job.rows, step=job.step) if self._targets else {}
+        batch = Batch(job.step, job.rows, pixels, labels, encoded, job.share)
+        # Only from page-locked memory are copies to the device asynchronous.
+        return _mapped(batch, Tensor.pin_memory) if self._device.type == "cuda" else batch
 
 
-def _pinned(batch: Batch) -> Batch:
-    """A batch in page-locked memory: only from there are copies to the device asynchronous."""
+def default_ahead() -> Ahead:
+    """What is read ahead beside an accelerator: readers as cores allow, when every GPU of a machine has a process."""
+    cores = len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())
+    return Ahead(_AHEAD_BYTES, readers=max(1, min(_READERS, cores - 1)))
+
+
+class _Copies:
+    """Copies to the device; on a GPU in a stream of their own, beside the step before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        make: Callable[..., torch.cuda.Stream] = torch.cuda.Stream
+        self._stream = make(device) if device.type == "cuda" else None
+
+    def move(self, batch: Batch) -> Batch:
+        """The batch on the device; work queued from here on waits for its copy, the host does not."""
+        if self._stream is None:
+            return _mapped(batch, lambda tensor: tensor.to(self._device))
+        with torch.cuda.stream(self._stream):
+            moved = _mapped(batch, lambda tensor: tensor.to(self._device, non_blocking=True))
+        compute = torch.cuda.current_stream(self._device)
+        compute.wait_stream(self._stream)
+
+        def used(tensor: Tensor) -> Tensor:
+            tensor.record_stream(compute)  # its memory is given to no other copy while the step still reads it
+            return tensor
+
+        return _mapped(moved, used)
+
+
+def _mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """A batch with every tensor changed."""
     encoded = {
-        name: [{part: tensor.pin_memory() for part, tensor in level.items()} for level in levels]
+        name: [{part: change(tensor) for part, tensor in level.items()} for level in levels]
         for name, levels in batch.encoded.items()
     }
-    labels = {task: label.pin_memory() for task, label in batch.labels.items()}
-    return batch._replace(pixels=batch.pixels.pin_memory(), labels=labels, encoded=encoded)
+    labels = {task: change(label) for task, label in batch.labels.items()}
+    return batch._replace(pixels=change(batch.pixels), labels=labels, encoded=encoded)
+
+
+def _nbytes(batch: Batch) -> int:
+    """Of all tensors of a batch."""
+    levels = [level for levels in batch.encoded.values() for level in levels]
+    tensors = [batch.pixels, *batch.labels.values(), *(tensor for level in levels for tensor in level.values())]
+    return sum(tensor.nbytes for tensor in tensors)

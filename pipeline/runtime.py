@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from typing import Self
 
 import torch
+from torch import Tensor
 
+from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import PipelineError
 
-__all__ = ["autocast", "device_name", "pick_device", "seed_everything", "versions"]
+__all__ = ["RandomState", "autocast", "device_name", "pick_device", "seed_everything", "versions"]
 
 _PACKAGES = ("sak-distill", "torch", "timm", "numpy", "zarr", "zarrs", "webdataset", "pyarrow", "safetensors")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(name: str, /) -> torch.device:
-    """``auto`` takes CUDA when there is one.
+def pick_device(name: str, /, *, ranks: Ranks = ALONE) -> torch.device:
+    """``auto`` takes CUDA when there is one; each of several ranks on a machine gets a GPU of its own.
 
     Raises:
         PipelineError: The named device is not available.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.world > 1:
+        name = f"cuda:{ranks.local}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -43,6 +48,22 @@ def seed_everything(seed: int, /, *, threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
+
+
+class RandomState(dict[str, Tensor]):
+    """Where torch's generators are: of the CPU, and of the current GPU where there is one."""
+
+    @classmethod
+    def now(cls) -> Self:
+        """As they are."""
+        cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+        return cls({"cpu": torch.get_rng_state(), **cuda})
+
+    def restore(self) -> None:
+        """Set them back; a machine without a GPU leaves out its state."""
+        torch.set_rng_state(self["cpu"])
+        if "cuda" in self and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self["cuda"])
 
 
 def autocast(device: torch.device, /, *, precision: str) -> torch.autocast:

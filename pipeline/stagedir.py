@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import PipelineError
 from pipeline.runtime import device_name, versions
 from store.fingerprint import fingerprint
@@ -65,12 +66,17 @@ class StageDir:
         return read_json(self.path / "stage.json")
 
     @contextmanager
-    def work(self, *, device: torch.device) -> Iterator[dict[str, object]]:
+    def work(self, *, device: torch.device, ranks: Ranks = ALONE) -> Iterator[dict[str, object]]:
         """Do the stage: what is put in the yielded mapping is recorded with it; time adds up over resumes.
+
+        Of several ranks the first alone holds the folder; what the others put in the mapping goes nowhere.
 
         Raises:
             PipelineError: Another process is at it, or has finished it since this one looked.
         """
+        if not ranks.first:
+            yield {}
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with _alone(self.path):
             if self.done():
@@ -78,9 +84,9 @@ class StageDir:
             yield from self._work(device)
         self.tidy()
 
-    def tidy(self) -> None:
+    def tidy(self, ranks: Ranks = ALONE) -> None:
         """Delete the checkpoints of a finished stage: nothing resumes from them, and they outweigh all else."""
-        if self.done():
+        if ranks.first and self.done():
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def _work(self, device: torch.device) -> Iterator[dict[str, object]]:

@@ -24,7 +24,7 @@ from sak.standardize import Affine, Moments, apply_affine, standardization
 from sak.weights import load_weights, save_weights
 from store.viewset import ViewSet
 
-__all__ = ["FILE", "Standards", "fit_standards", "kept_standards", "read_standards"]
+__all__ = ["FILE", "Standards", "fit_standards", "keep_standards", "read_standards"]
 
 FILE = "standards.safetensors"
 """In the folder of stage 1; for each teacher and level ``mean`` and ``scale`` or ``matrix``."""
@@ -51,19 +51,17 @@ class Standards(NamedTuple):
         return [apply_affine(level, feat) for level, feat in zip(self.levels[name], maps, strict=True)]
 
 
-def kept_standards(
+def keep_standards(
     config: DistillConfig, folder: Path, /, *, source: TargetSource, view_set: ViewSet | LiveViews, device: torch.device
-) -> Standards:
-    """Stage 1's standards: those in its folder, else fitted to the first usable rows that are seen, and kept there."""
-    if config.standardize == "none":
-        return Standards({})
-    if not (folder / FILE).exists():
-        bad = view_set.unusable_rows()
-        first = np.arange(min(view_set.spec.rows, config.standardize_rows + len(bad)))
-        rows = np.setdiff1d(first, bad, assume_unique=True)[: config.standardize_rows].tolist()
-        standards = fit_standards(config.standardize, rows, source=source, view_set=view_set, device=device)
-        _write(folder / FILE, standards, kind=config.standardize)
-    return read_standards(config, folder, device=device)
+) -> None:
+    """Fit stage 1's standards to the first usable rows that are seen and keep them in its folder, if need be."""
+    if config.standardize == "none" or (folder / FILE).exists():
+        return
+    bad = view_set.unusable_rows()
+    first = np.arange(min(view_set.spec.rows, config.standardize_rows + len(bad)))
+    rows = np.setdiff1d(first, bad, assume_unique=True)[: config.standardize_rows].tolist()
+    standards = fit_standards(config.standardize, rows, source=source, view_set=view_set, device=device)
+    _write(folder / FILE, standards, kind=config.standardize)
 
 
 def read_standards(config: DistillConfig | None, folder: Path, /, *, device: torch.device) -> Standards:

@@ -10,10 +10,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
@@ -21,12 +22,31 @@ from typing import NamedTuple
 
 import pytest
 
-__all__ = ["PHOTOS", "RECIPE", "Outcome", "SakProcess", "finished_run", "sak", "stage_folders", "until", "write_recipe"]
+__all__ = [
+    "PHOTOS",
+    "RECIPE",
+    "REPOSITORY",
+    "Outcome",
+    "SakProcess",
+    "finished_run",
+    "ranks",
+    "sak",
+    "stage_folders",
+    "until",
+    "write_recipe",
+]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-_PRELOADED = ["cli", "pipeline.stages.run", "pipeline.stages.report", "pipeline.stages.inspect", "pipeline.stages.data"]
+_PRELOADED = [
+    "cli",
+    "pipeline.distributed",
+    "pipeline.stages.run",
+    "pipeline.stages.report",
+    "pipeline.stages.inspect",
+    "pipeline.stages.data",
+]
 # Of the server alone. A test never talks to timm's hub, whatever the machine.
-_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 _PATIENCE = 120.0
 
 RECIPE = """\
@@ -104,13 +124,15 @@ class Outcome(NamedTuple):
 class SakProcess:
     """One running ``sak`` command."""
 
-    def __init__(self, *arguments: str, cwd: Path) -> None:
+    def __init__(self, *arguments: str, cwd: Path, variables: Mapping[str, str] | None = None) -> None:
         self._out, self._err = (cwd / f".{name}-{time.monotonic_ns()}" for name in ("out", "err"))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
         with _environment(_ENVIRONMENT):
             forkserver.ensure_running()
-        self._process = context.Process(target=_command, args=(arguments, str(cwd), str(self._out), str(self._err)))
+        self._process = context.Process(
+            target=_command, args=(arguments, str(cwd), str(self._out), str(self._err), dict(variables or {}))
+        )
         self._process.start()
 
     def send(self, number: signal.Signals) -> None:
@@ -142,6 +164,16 @@ class SakProcess:
 def sak(*arguments: str, cwd: Path) -> Outcome:
     """Run a command to its end."""
     return SakProcess(*arguments, cwd=cwd).wait()
+
+
+def ranks(world: int, *arguments: str, cwd: Path) -> list[SakProcess]:
+    """The processes of a command that torchrun would start, with the variables that it would set."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+    who = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    return [SakProcess(*arguments, cwd=cwd, variables=meeting | rank) for rank in who]
 
 
 def until(condition: Callable[[], bool], /, *, process: SakProcess) -> None:
@@ -192,12 +224,13 @@ def finished_run(factory: pytest.TempPathFactory, destination: Path | None = Non
     return destination, outcome
 
 
-def _command(arguments: tuple[str, ...], cwd: str, out: str, err: str) -> None:
+def _command(arguments: tuple[str, ...], cwd: str, out: str, err: str, variables: dict[str, str]) -> None:
     """In the child: become the command."""
     for path, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     os.chdir(cwd)
     os.setsid()
+    os.environ.update(variables)
     # A test run started in the background has SIGINT ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["sak", *arguments]

@@ -8,17 +8,20 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.config import DistillConfig, Study
+from pipeline.distributed import ALONE, Ranks
 from pipeline.feature_crop import seen_targets
 from pipeline.identity import distill_dir
 from pipeline.live_views import seen_views
 from pipeline.loader import Batch, Loader
-from pipeline.loop import TrainPlan, length_line, steps_of, train
+from pipeline.loop import length_line, steps_of, train
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.sampling import TeacherDraw
+from pipeline.split import Split
 from pipeline.stagedir import StageDir
-from pipeline.standards import Standards, kept_standards
+from pipeline.standards import Standards, keep_standards, read_standards
 from pipeline.students import Normalise, limit_training, make_student, student_spec
 from pipeline.tracking import CONSOLE
+from pipeline.trainer import TrainPlan
 from pipeline.training import compiled, distill_rate, loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import cached_source, complete_views, view_size
@@ -30,11 +33,12 @@ from sak.weights import save_weights
 __all__ = ["distill"]
 
 
-def distill(study: Study, out: Path, /, *, label: str) -> StageDir:
+def distill(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) -> StageDir:
     """Train stage 1 of a study, or find it done.
 
     Args:
         label: What progress and messages call this run.
+        ranks: The processes that train together.
 
     Raises:
         MissingColumnError: The store lacks a column; the message names it.
@@ -45,10 +49,11 @@ def distill(study: Study, out: Path, /, *, label: str) -> StageDir:
     assert config is not None
     assert data is not None
     stage = distill_dir(study, out)
-    if stage.done():
+    if ranks.agreed(stage.done()):
         CONSOLE.print(f"{label}: distill is done ({stage.path}), skipped")
         return stage
-    device = pick_device(study.device)
+    device = pick_device(study.device, ranks=ranks)
+    split = Split(batch=config.batch, ranks=ranks, accumulate=config.accumulate, key="distill")
     images = len(cached_source(data.source).keys())
     steps = steps_of(config.steps, config.epochs, images=images, batch=config.batch, drop_last=config.drop_last)
     stored = None if config.crops == "fresh" else complete_views(study, data, labels=False)
@@ -60,29 +65,31 @@ def distill(study: Study, out: Path, /, *, label: str) -> StageDir:
     limit_training(student, study.student, stage=1, seed=study.seed)
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed, targets=targets, device=device)
-    plan = _plan(study, config, student, steps=steps, images=images)
+    plan = _plan(study, config, student, split=split, steps=steps, images=images)
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
     forward = compiled(student, config.compile, device=device)
     weights = loss_weights(config, teachers=study.student_teachers, scale=draw.scale if draw else 1.0)
     standards = Standards({})
 
     def losses(batch: Batch) -> Mapping[str, Tensor]:
-        aligned = forward(normalise(batch.pixels), teachers=draw(batch.step) if draw else None).aligned
+        asked = draw(batch.step) if draw else None
+        aligned = forward(normalise(batch.pixels), teachers=asked, share=batch.share).aligned
         wanted = standards(targets.targets(batch.encoded, batch.pixels))
         return distill_loss(wanted, aligned, config.loss, cosine=config.cosine, weights=weights)
 
-    CONSOLE.print(
-        f"{label}: distill {length_line(view_set, steps=steps, batch=config.batch)}; {config.targets} targets"
-    )
-    with stage.work(device=device) as record:
-        record |= record_uses(study, stage, view_set=stored, targets=targets)
-        standards = kept_standards(config, stage.path, source=targets, view_set=view_set, device=device)
+    CONSOLE.print(f"{label}: distill {length_line(view_set, steps=steps, split=split)}; {config.targets} targets")
+    with stage.work(device=device, ranks=ranks) as record:
+        if ranks.first:
+            record |= record_uses(study, stage, view_set=stored, targets=targets)
+            keep_standards(config, stage.path, source=targets, view_set=view_set, device=device)
+        ranks.wait()
+        standards = read_standards(config, stage.path, device=device)
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: distill")
         merge_lora(student.stem)
-        state = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
-        save_weights(stage.path / "student.safetensors", state, metadata={"stage": "distill"})
+        if ranks.first:
+            save_weights(stage.path / "student.safetensors", student.state_dict(), metadata={"stage": "distill"})
         record |= {"spec": spec.to_dict(), "steps": steps, "images": steps * config.batch}
         record |= {"parameters": parameter_counts(student)}
     return stage
@@ -94,7 +101,7 @@ def _draw(study: Study, config: DistillConfig) -> TeacherDraw | None:
     return TeacherDraw(teachers=study.student_teachers, count=config.teachers_per_step, seed=study.seed)
 
 
-def _plan(study: Study, config: DistillConfig, student: Student, *, steps: int, images: int) -> TrainPlan:
+def _plan(study: Study, config: DistillConfig, student: Student, *, split: Split, steps: int, images: int) -> TrainPlan:
     return TrainPlan(
         steps=steps,
         rate=distill_rate(config, steps=steps, images=images),
@@ -104,4 +111,7 @@ def _plan(study: Study, config: DistillConfig, student: Student, *, steps: int, 
         precision=config.precision,
         track=study.track,
         fused=config.fused,
+        split=split,
+        ema=config.ema,
+        loading=study.loader,
     )

@@ -9,16 +9,19 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pipeline.config import FinetuneConfig, Study
+from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import NotDoneError, PipelineError
 from pipeline.identity import distill_dir, finetune_dir
 from pipeline.loader import Batch, Loader
-from pipeline.loop import TrainPlan, length_line, steps_of, train
+from pipeline.loop import length_line, steps_of, train
 from pipeline.runtime import pick_device, seed_everything
+from pipeline.split import Split
 from pipeline.stagedir import StageDir
 from pipeline.standards import Standards, read_standards
 from pipeline.students import STAGE1_PARTS, Normalise, limit_training, make_student, student_spec
 from pipeline.targets import TargetSource, target_source
 from pipeline.tracking import CONSOLE
+from pipeline.trainer import TrainPlan
 from pipeline.training import compiled, finetune_rate, loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views, view_size
@@ -33,7 +36,7 @@ from store.viewset import ViewSet
 __all__ = ["finetune", "tasks_of"]
 
 
-def finetune(study: Study, out: Path, /, *, label: str) -> StageDir:
+def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) -> StageDir:
     """Train stage 2 of a study, or find it done. Stage 1 must be done if the study has one.
 
     Raises:
@@ -46,10 +49,11 @@ def finetune(study: Study, out: Path, /, *, label: str) -> StageDir:
     assert config is not None
     assert data is not None
     stage = finetune_dir(study, out)
-    if stage.done():
+    if ranks.agreed(stage.done()):
         CONSOLE.print(f"{label}: finetune is done ({stage.path}), skipped")
         return stage
-    device = pick_device(study.device)
+    device = pick_device(study.device, ranks=ranks)
+    split = Split(batch=config.batch, ranks=ranks, key="finetune")
     view_set = complete_views(study, data, labels=True)
     tasks = tasks_of(study, view_set)
     targets = target_source(study, view_set, kind=config.targets, device=device) if study.final_targets else None
@@ -66,17 +70,19 @@ def finetune(study: Study, out: Path, /, *, label: str) -> StageDir:
         view_set.spec.dataset,
         targets,
         read_standards(study.distill, before.path, device=device) if before and targets else Standards({}),
+        ranks,
     )
-    length = length_line(view_set, steps=steps, batch=config.batch)
+    length = length_line(view_set, steps=steps, split=split)
     CONSOLE.print(f"{label}: finetune {length}; tasks {', '.join(tasks)}; alpha {config.alpha:g}")
-    with stage.work(device=device) as record:
-        record |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
-        plan = _plan(study, config, student, steps=steps)
+    with stage.work(device=device, ranks=ranks) as record:
+        if ranks.first:
+            record |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
+        plan = _plan(study, config, student, split=split, steps=steps)
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed + 1, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: finetune")
-        state = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
-        save_weights(stage.path / "student.safetensors", state, metadata={"stage": "finetune"})
+        if ranks.first:
+            save_weights(stage.path / "student.safetensors", student.state_dict(), metadata={"stage": "finetune"})
         images = steps * config.batch
         record |= {"spec": spec.to_dict(), "steps": steps, "images": images, "parameters": parameter_counts(student)}
         record |= {"tasks": list(tasks), "dataset": view_set.spec.dataset}
@@ -150,10 +156,13 @@ class _Losses(NamedTuple):
     dataset: str
     targets: TargetSource | None
     standards: Standards
+    ranks: Ranks
 
     def __call__(self, batch: Batch, /) -> Mapping[str, Tensor]:
-        output = self.forward(self.normalise(batch.pixels), with_aligned=self.targets is not None)
-        named = task_losses(self.dataset, output.tasks, batch.labels)
+        output = self.forward(self.normalise(batch.pixels), with_aligned=self.targets is not None, share=batch.share)
+        shares = task_losses(self.dataset, output.tasks, batch.labels, total=self.ranks.total)
+        # Shares add up to the batch's loss; training takes means over ranks.
+        named = {name: value * self.ranks.world for name, value in shares.items()}
         if self.targets is None:
             return named
         wanted = self.standards(self.targets.targets(batch.encoded, batch.pixels))
@@ -162,7 +171,7 @@ class _Losses(NamedTuple):
         return {**named, "distill": feature, "total": named["total"] + self.config.alpha * feature}
 
 
-def _plan(study: Study, config: FinetuneConfig, student: Student, *, steps: int) -> TrainPlan:
+def _plan(study: Study, config: FinetuneConfig, student: Student, *, split: Split, steps: int) -> TrainPlan:
     named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
     old = [parameter for name, parameter in named if name.startswith(STAGE1_PARTS)]
     new = [parameter for name, parameter in named if not name.startswith(STAGE1_PARTS)]
@@ -175,4 +184,7 @@ def _plan(study: Study, config: FinetuneConfig, student: Student, *, steps: int)
         precision=config.precision,
         track=study.track,
         fused=config.fused,
+        split=split,
+        ema=config.ema,
+        loading=study.loader,
     )

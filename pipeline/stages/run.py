@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from pipeline.config import Study
+from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import EXPECTED, PipelineError
 from pipeline.extraction_events import events_path
 from pipeline.extraction_log import ExtractionLog
@@ -25,16 +26,26 @@ from store.fingerprint import digest_json
 __all__ = ["STAGES", "prepare", "run_stage"]
 
 STAGES = ("extract", "distill", "finetune", "eval")
+_ON_RANKS = ("distill", "finetune")
 
 
-def prepare(recipe: Recipe, plans: Sequence[RunPlan], /, *, stages: Sequence[str] = STAGES) -> None:
+def prepare(
+    recipe: Recipe, plans: Sequence[RunPlan], /, *, stages: Sequence[str] = STAGES, ranks: Ranks = ALONE
+) -> None:
     """Before any work: keep the recipe beside its results, and look for faults that would show hours later.
 
     Raises:
         RecipeError: These stages of these runs cannot succeed; the message lists every fault.
-        PipelineError: The recipe's folder cannot be written.
+        PipelineError: The recipe's folder cannot be written, or several ranks are to do what one does.
     """
-    _write_recipe(recipe)
+    single = [stage for stage in stages if stage not in _ON_RANKS]
+    if ranks.world > 1 and single:
+        raise PipelineError(
+            f"{', '.join(single)}: torchrun started {ranks.world} processes, but only sak distill and sak finetune"
+            " train on several; run this command without torchrun"
+        )
+    if ranks.first:
+        _write_recipe(recipe)
     studies: list[tuple[str, Study]] = []
     for plan in plans:
         try:
@@ -44,11 +55,12 @@ def prepare(recipe: Recipe, plans: Sequence[RunPlan], /, *, stages: Sequence[str
     preflight(studies, recipe.out, stages=stages)
 
 
-def run_stage(stage: str, recipe: Recipe, plans: Sequence[RunPlan], /) -> None:
+def run_stage(stage: str, recipe: Recipe, plans: Sequence[RunPlan], /, *, ranks: Ranks = ALONE) -> None:
     """Bring one stage of these runs to done.
 
     Args:
         stage: One of ``STAGES``.
+        ranks: The processes that do it together.
 
     Raises:
         PipelineError, StoreError, SakError: As the stage.
@@ -60,7 +72,7 @@ def run_stage(stage: str, recipe: Recipe, plans: Sequence[RunPlan], /) -> None:
             return
         for plan in plans:
             for label, study in substudies(plan):
-                _one(stage, study, recipe.out, label=label)
+                _one(stage, study, recipe.out, label=label, ranks=ranks)
 
 
 def _write_recipe(recipe: Recipe) -> None:
@@ -84,14 +96,14 @@ def _memory_told(stage: str) -> Iterator[None]:
         raise PipelineError(f"{stage}: {where} ran out of memory; {cut} and rerun") from error
 
 
-def _one(stage: str, study: Study, out: Path, *, label: str) -> None:
+def _one(stage: str, study: Study, out: Path, *, label: str, ranks: Ranks) -> None:
     # Tidied also when it was found done: its process may have been killed just before it could do so.
     if stage == "distill":
         if study.distill:
-            distill(study, out, label=label).tidy()
+            distill(study, out, label=label, ranks=ranks).tidy(ranks)
     elif stage == "finetune":
         if study.finetune:
-            finetune(study, out, label=label).tidy()
+            finetune(study, out, label=label, ranks=ranks).tidy(ranks)
     elif stage == "eval":
         evaluate(study, out, label=label)
     else:

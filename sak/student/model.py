@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sak.draws import Share
 from sak.errors import CheckpointError, SakError
 from sak.grids import resize_pos_embed, tokens_to_map
 from sak.spec import StudentSpec
@@ -84,7 +85,12 @@ class Student(nn.Module):
         self.heads = nn.ModuleDict({task: Head(width, channels=channels) for task, channels in spec.tasks.items()})
 
     def forward(
-        self, images_BCHW: Tensor, *, with_aligned: bool = True, teachers: Collection[str] | None = None
+        self,
+        images_BCHW: Tensor,
+        *,
+        with_aligned: bool = True,
+        teachers: Collection[str] | None = None,
+        share: Share | None = None,
     ) -> StudentOutput:
         """Run the student.
 
@@ -92,6 +98,7 @@ class Student(nn.Module):
             images_BCHW: Normalised images of the spec's size.
             with_aligned: Also give the maps that distillation compares; inference has no use for them.
             teachers: Give those of these teachers alone; None for all. Paths that nothing needs are not computed.
+            share: The images' place in a batch that is split; routers draw their noise by it.
 
         Raises:
             SakError: the images have another size.
@@ -116,7 +123,7 @@ class Student(nn.Module):
         mixed_BNC = [] if self.routers else [_total(level) for level in experts_BNC]
         for task, head in self.heads.items():
             if self.routers:
-                mixed_BNC, gates[task] = self._route(task, experts_BNC)
+                mixed_BNC, gates[task] = self._route(task, experts_BNC, share)
             tasks[task] = head(mixed_BNC, self.grid, size)
         return StudentOutput(aligned, tasks, gates)
 
@@ -140,10 +147,12 @@ class Student(nn.Module):
         paths = list(normed_BNC.values()) if self.paths else []
         return [[tokens, *(path[level] for path in paths)] for level, tokens in enumerate(stem_BNC)]
 
-    def _route(self, task: str, experts_BNC: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    def _route(
+        self, task: str, experts_BNC: list[list[Tensor]], share: Share | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         mixed, gates = [], []
         for router, experts in zip(_layers(self.routers, task), experts_BNC, strict=True):
-            routed = router(experts[0], experts)
+            routed = router(experts[0], experts, share)
             mixed.append(routed.tokens_BNC)
             gates.append(routed.weights_BE)
         return mixed, gates

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sak.draws import Share, draw_normal
 from sak.errors import UnknownNameError
 from sak.spec import NOISES
 
@@ -62,8 +63,8 @@ class Router(nn.Module):
         self.act = nn.GELU()
         self.gate = nn.Linear(width // 2, 2 * experts if noisy else experts)
 
-    def forward(self, tokens_BNC: Tensor, experts_BNC: list[Tensor]) -> Routed:
-        """Weigh the experts by the stem's tokens of the same level.
+    def forward(self, tokens_BNC: Tensor, experts_BNC: list[Tensor], share: Share | None = None) -> Routed:
+        """Weigh the experts by the stem's tokens of the same level; ``share`` is these images' place in the batch.
 
         Shapes: ``(B, N, C)`` and E of ``(B, N, C)`` → ``(B, N, C)`` and ``(B, E)``.
         """
@@ -73,14 +74,14 @@ class Router(nn.Module):
         if self.noisy:
             logits_B1E, scale_B1E = logits_B1E.chunk(2, dim=-1)
             if self.training:
-                logits_B1E = self._perturb(logits_B1E, scale_B1E, tokens_BNC.shape[1])
+                logits_B1E = self._perturb(logits_B1E, scale_B1E, tokens_BNC.shape[1], share)
         weights_BNE = logits_B1E.softmax(dim=-1)
         mixed_BNC = mix_experts(experts_BNC, weights_BNE.to(experts_BNC[0].dtype))
         return Routed(mixed_BNC, weights_BNE.mean(dim=1))
 
-    def _perturb(self, logits_B1E: Tensor, scale_B1E: Tensor, tokens: int) -> Tensor:
+    def _perturb(self, logits_B1E: Tensor, scale_B1E: Tensor, tokens: int, share: Share | None) -> Tensor:
         std_B1E = functional.softplus(scale_B1E) + NOISE_FLOOR
         draws = 1 if self.noise == "image" else tokens
         batch, _, experts = logits_B1E.shape
-        eps_BNE = torch.randn(batch, draws, experts, device=logits_B1E.device, dtype=logits_B1E.dtype)
+        eps_BNE = draw_normal((batch, draws, experts), share=share, like=logits_B1E)
         return logits_B1E + eps_BNE * std_B1E

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from pipeline.checkpoint import TrainState, checkpoint_path, latest_step, load_checkpoint, save_checkpoint
 from sak.errors import CheckpointError
 
 
@@ -32,17 +32,17 @@ SCALER = torch.amp.GradScaler("cpu", enabled=False)
 def saved(folder: Path, *, step: int = 3) -> Path:
     model, optimizer = make(0)
     steps(model, optimizer, step)
-    return save_checkpoint(folder, model, optimizer, step=step, scaler=SCALER, keep=9)
+    return save_checkpoint(folder, TrainState(model, optimizer, SCALER, {}), step=step, keep=9)
 
 
 def test_all_state_comes_back_exactly(tmp_path: Path) -> None:
     model, optimizer = make(0)
     steps(model, optimizer, 3)
-    path = save_checkpoint(tmp_path, model, optimizer, step=3, scaler=SCALER, keep=2)
+    path = save_checkpoint(tmp_path, TrainState(model, optimizer, SCALER, {}), step=3, keep=2)
     steps(model, optimizer, 4)
     other, other_optimizer = make(1)
     steps(other, other_optimizer, 1)
-    assert load_checkpoint(path, other, other_optimizer, scaler=SCALER) == 3
+    assert load_checkpoint(path, TrainState(other, other_optimizer, SCALER, {})) == 3
     steps(other, other_optimizer, 4)  # draws its data from the restored random state
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
@@ -57,7 +57,7 @@ def test_the_order_of_parameter_groups_does_not_matter(tmp_path: Path) -> None:
     path = saved(tmp_path)
     model, _ = make(0)
     swapped = torch.optim.AdamW([{"params": list(model[2].parameters())}, {"params": list(model[:2].parameters())}])
-    load_checkpoint(path, model, swapped, scaler=SCALER)
+    load_checkpoint(path, TrainState(model, swapped, SCALER, {}))
     for parameter in model.parameters():
         assert swapped.state[parameter]["exp_avg"].shape == parameter.shape
 
@@ -70,9 +70,9 @@ def test_a_gradient_scaler_comes_back(tmp_path: Path) -> None:
     model, optimizer = make(0)
     scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**7)
     scaler.scale(torch.ones(1))
-    path = save_checkpoint(tmp_path, model, optimizer, step=1, scaler=scaler, keep=1)
+    path = save_checkpoint(tmp_path, TrainState(model, optimizer, scaler, {}), step=1, keep=1)
     fresh = torch.amp.GradScaler("cpu", enabled=True)
-    load_checkpoint(path, model, optimizer, scaler=fresh)
+    load_checkpoint(path, TrainState(model, optimizer, fresh, {}))
     assert fresh.state_dict() == scaler.state_dict()
     assert fresh.state_dict()["scale"] == 2.0**7
 
@@ -80,26 +80,27 @@ def test_a_gradient_scaler_comes_back(tmp_path: Path) -> None:
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     model, optimizer = make(0)
     for step in (8, 9, 10, 11):
-        save_checkpoint(tmp_path, model, optimizer, step=step, scaler=SCALER, keep=2)
+        save_checkpoint(tmp_path, TrainState(model, optimizer, SCALER, {}), step=step, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-000000010.safetensors",
         "step-000000011.safetensors",
     ]
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-000000011.safetensors"
+    assert latest_step(tmp_path) == 11
+    assert checkpoint_path(tmp_path, 11) == tmp_path / "step-000000011.safetensors"
 
 
 def test_remains_of_a_killed_save_are_no_checkpoint(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path / "absent") is None
+    assert latest_step(tmp_path / "absent") == 0
     (tmp_path / ".step-000000009.safetensors.x1.tmp").write_bytes(b"half")
     (tmp_path / "step-7.safetensors").write_bytes(b"not ours")
-    assert latest_checkpoint(tmp_path) is None
+    assert latest_step(tmp_path) == 0
 
 
 def refused(path: Path) -> None:
     model, optimizer = make(5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path, model, optimizer, scaler=SCALER)
+        load_checkpoint(path, TrainState(model, optimizer, SCALER, {}))
     assert str(path) in str(caught.value)
     assert "delete" in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -134,8 +135,8 @@ def test_another_networks_checkpoint_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
     wide, optimizer = make(0, width=5)
     with pytest.raises(CheckpointError, match=r"0\.weight \(expected \(5, 4\), got \(3, 4\)\)") as caught:
-        load_checkpoint(path, wide, optimizer, scaler=SCALER)
+        load_checkpoint(path, TrainState(wide, optimizer, SCALER, {}))
     assert str(path) in str(caught.value)
     small = nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(CheckpointError, match="optimiser state of 4 other parameters"):
-        load_checkpoint(path, small, torch.optim.AdamW(small.parameters()), scaler=SCALER)
+        load_checkpoint(path, TrainState(small, torch.optim.AdamW(small.parameters()), SCALER, {}))

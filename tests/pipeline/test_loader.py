@@ -11,15 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.config import LoaderConfig
 from pipeline.errors import DataError
 from pipeline.images.sample import ImageSample
-from pipeline.loader import Loader, load_samples
+from pipeline.loader import Loader, _Job, load_samples
 from pipeline.pixels import encode_sample
 from store.errors import CorruptShardError
 from store.rows import ViewRow
 from store.spec import ViewSetSpec
 from store.store import Store
 from store.viewset import ViewSet
+
+ONE_READER = LoaderConfig(ahead_bytes=10**6, readers=1)
 
 
 def make_views(root: Path, *, images: int, bad: frozenset[int] = frozenset(), rows_per_shard: int = 4) -> ViewSet:
@@ -51,7 +54,7 @@ def _row(row: int, *, bad: bool) -> ViewRow:
 
 
 def loader_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "sak-loader"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("sak-loader")]
 
 
 class _Stub:
@@ -128,13 +131,13 @@ def test_fewer_rows_than_a_batch_is_said(tmp_path: Path) -> None:
         Loader(view_set, batch=4, seed=0)
 
 
-@pytest.mark.parametrize("ahead", [0, 3])
+@pytest.mark.parametrize("ahead", [0, 1, 3000])
 def test_batches_hold_their_rows_and_skip_the_bad(tmp_path: Path, ahead: int) -> None:
     bad = frozenset({0, 3, 7, 8})
     view_set = make_views(tmp_path / "store", images=11, bad=bad)
     loader = Loader(view_set, batch=3, seed=5, tasks=("sal",))
     seen: set[int] = set()
-    for number, batch in enumerate(loader.batches(0, 10, ahead=ahead)):
+    for number, batch in enumerate(loader.batches(0, 10, loading=LoaderConfig(ahead_bytes=ahead, readers=2))):
         assert batch.step == number
         assert np.array_equal(batch.rows, loader.rows(number))
         assert batch.pixels[:, 0, 0, 0].tolist() == batch.rows.tolist()
@@ -166,12 +169,12 @@ def test_errors_of_the_thread_are_raised_in_the_consumer(tmp_path: Path) -> None
     data[600] ^= 1
     tar.write_bytes(bytes(data))
     with pytest.raises(CorruptShardError, match=r"part-00001\.tar"):
-        list(Loader(view_set, batch=2, seed=0).batches(0, 50, ahead=2))
+        list(Loader(view_set, batch=2, seed=0).batches(0, 50, loading=ONE_READER))
     assert loader_threads() == []
 
 
 def test_a_consumer_that_stops_ends_the_thread(tmp_path: Path) -> None:
-    batches = Loader(make_views(tmp_path / "store", images=8), batch=2, seed=0).batches(0, 10_000, ahead=4)
+    batches = Loader(make_views(tmp_path / "store", images=8), batch=2, seed=0).batches(0, 10_000, loading=ONE_READER)
     next(batches)
     assert len(loader_threads()) == 1
     batches.close()
@@ -190,20 +193,20 @@ def test_targets_are_read_for_the_rows_of_the_batch(tmp_path: Path) -> None:
         def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> dict[str, list[dict[str, Any]]]:
             self.threads.add(threading.current_thread().name)
             self.asked.append(rows.tolist())
-            return {"teacher": [{"values": rows.copy()}]}
+            return {"teacher": [{"values": torch.from_numpy(rows.copy())}]}
 
         def prefetch(self, parts: list[int], /) -> None:
             self.announced.append(parts)
 
     targets: Any = Targets()
     loader = Loader(make_views(tmp_path / "store", images=8), batch=2, seed=0, targets=targets)
-    for batch in loader.batches(0, 6, ahead=2):
-        assert np.array_equal(batch.encoded["teacher"][0]["values"], batch.rows)
+    for batch in loader.batches(0, 6, loading=ONE_READER):
+        assert np.array_equal(batch.encoded["teacher"][0]["values"].numpy(), batch.rows)
     assert targets.asked == [loader.rows(step).tolist() for step in range(6)]
-    assert targets.threads == {"sak-loader"}
+    assert {name.rpartition("_")[0] for name in targets.threads} == {"sak-loader"}
     # Every shard once a cycle, here at its first step; without a thread nothing is announced.
     assert targets.announced == [[0, 1], [], [], [], [0, 1], []]
-    assert len(list(loader.batches(0, 2, ahead=0))) == 2
+    assert len(list(loader.batches(0, 2, loading=LoaderConfig()))) == 2
     assert len(targets.announced) == 6
 
 
@@ -218,7 +221,7 @@ def test_only_the_shards_of_the_next_steps_are_announced(tmp_path: Path, monkeyp
 
     targets: Any = Targets()
     loader = Loader(make_views(tmp_path / "store", images=16), batch=2, seed=0, targets=targets)
-    read = [sorted({row // 4 for row in batch.rows.tolist()}) for batch in loader.batches(0, 8, ahead=1)]
+    read = [sorted({row // 4 for row in batch.rows.tolist()}) for batch in loader.batches(0, 8, loading=ONE_READER)]
     shards = [part for parts in read[::2] for part in parts]
     assert announced == [[shards[0]], [shards[1]], [], [shards[2]], [], [shards[3]], [], []]
 
@@ -262,7 +265,8 @@ def test_everything_that_crosses_to_a_gpu_is_pinned(tmp_path: Path, monkeypatch:
     targets: Any = _Targets()
     options: Any = {"batch": 2, "seed": 0, "tasks": ("sal",), "targets": targets}
     view_set = make_views(tmp_path, images=4)
-    Loader(view_set, **options)._read(0)
+    job = _Job(0, np.array([2, 1]), None)
+    Loader(view_set, **options)._read(job)
     assert pinned == []
-    Loader(view_set, device=torch.device("cuda"), **options)._read(0)
+    Loader(view_set, device=torch.device("cuda"), **options)._read(job)
     assert sorted(pinned) == [2, 3, 4, 2 * 8 * 8, 2 * 3 * 8 * 8]

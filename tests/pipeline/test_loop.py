@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrackConfig
-from pipeline.errors import PipelineError
+from pipeline.distributed import Ranks
+from pipeline.errors import Interrupted, PipelineError, Preempted
 from pipeline.loader import Batch
-from pipeline.loop import Interrupted, TrainPlan, _Run, steps_of, train
+from pipeline.loop import length_line, steps_of, train
+from pipeline.split import Split
 from pipeline.tracking import read_metrics
+from pipeline.trainer import Trainer, TrainPlan
 
 TRACK = TrackConfig(log_every=1, checkpoint_every=4, keep=2, tensorboard=False)
 
@@ -26,9 +30,10 @@ class Data:
     """A loader whose batches are a function of the step."""
 
     def __init__(self) -> None:
-        self.closed = 0
+        self.opened = self.closed = 0
 
-    def batches(self, start: int, stop: int, /) -> Any:
+    def batches(self, start: int, stop: int, /, **_: Any) -> Any:
+        self.opened += 1
         try:
             for step in range(start, stop):
                 pixels = torch.full((2, 3, 4, 4), step % 7, dtype=torch.uint8)
@@ -54,6 +59,7 @@ def plan_of(
         clip=clip,
         precision=precision,
         track=track,
+        split=Split(batch=2),
     )
 
 
@@ -76,7 +82,7 @@ def run(folder: Path, *, seed: int = 0, hook: Callable[[int], None] = lambda ste
     try:
         train(model, losses_of(model, hook=hook), data, plan=plan_of(model, **options), folder=folder, label="test")
     finally:
-        assert data.closed == 1
+        assert data.closed == data.opened
     return model
 
 
@@ -121,8 +127,9 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Sig
         if step == 5:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(Interrupted, match="stopped at step 6 of 10 as asked; rerun to continue"):
+    with pytest.raises(Interrupted, match="stopped at step 6 of 10 as asked; rerun to continue") as caught:
         run(tmp_path / "cut", hook=hook)
+    assert isinstance(caught.value, Preempted) == (number == signal.SIGTERM)
     assert (tmp_path / "cut/checkpoints/step-000000006.safetensors").exists()
     assert signal.getsignal(number) is before
     whole = run(tmp_path / "whole")
@@ -218,9 +225,8 @@ def test_what_is_recorded_changes_no_result(tmp_path: Path) -> None:
 def test_the_norm_is_read_only_where_it_is_recorded(tmp_path: Path) -> None:
     """Reading it at every step would make every step wait for the device."""
     model = model_of()
-    run = _Run(model=model, plan=plan_of(model, clip=1.0), folder=tmp_path, device=torch.device("cpu"))
-    (batch,) = Data().batches(0, 1)
-    named = run.step(batch, losses_of(model))
+    run = Trainer(model=model, losses=losses_of(model), plan=plan_of(model, clip=1.0), folder=tmp_path)
+    named = run.step(0, Data().batches(0, 1))
     assert isinstance(run.grad_norm, Tensor)
     assert run.record(0, named)["grad_norm"] == run.grad_norm.item() > 0
 
@@ -241,12 +247,19 @@ def test_fused_steps_are_the_same_to_rounding(tmp_path: Path) -> None:
     def weights(fused: bool) -> list[Tensor]:
         model = model_of()
         plan = dataclasses.replace(plan_of(model, clip=1.0), fused=fused)
-        run = _Run(model=model, plan=plan, folder=tmp_path, device=torch.device("cpu"))
-        assert bool(run.optimizer.param_groups[0]["fused"]) is fused
+        run = Trainer(model=model, losses=losses_of(model), plan=plan, folder=tmp_path)
+        assert bool(run.state.optimizer.param_groups[0]["fused"]) is fused
         torch.manual_seed(5)
-        for batch in Data().batches(0, 4):
-            run.step(batch, losses_of(model))
+        for step, batch in enumerate(Data().batches(0, 4)):
+            run.step(step, [batch])
         return [parameter.detach() for parameter in model.parameters()]
 
     for one, two in zip(weights(True), weights(False), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_the_batch_arithmetic_is_told() -> None:
+    view_set: Any = SimpleNamespace(spec=SimpleNamespace(images=100, views=4, rows=400))
+    told = length_line(view_set, steps=50, split=Split(batch=16, ranks=Ranks(world=2), accumulate=2))
+    arithmetic = "50 steps x 16 (2 ranks x 4 images x 2 micro-batches) = 800 images"
+    assert told == f"{arithmetic} = 8.0 epochs of 100 images x 4 views, each view read 2 times"

@@ -10,7 +10,7 @@ import torch
 from pipeline.config import DistillConfig
 from pipeline.errors import PipelineError
 from pipeline.loader import load_samples
-from pipeline.standards import FILE, Standards, kept_standards, read_standards
+from pipeline.standards import FILE, Standards, keep_standards, read_standards
 from pipeline.targets import OnlineTargets, target_source
 from pipeline.tensors import to_tensors
 from pipeline.viewsets import complete_views
@@ -30,7 +30,8 @@ class Place:
 
     def kept(self, folder: Path, *, source: Any = None, rows: int = 10, kind: str = "phi-s") -> Standards:
         config = DistillConfig(steps=1, standardize=kind, standardize_rows=rows)  # type: ignore[arg-type]
-        return kept_standards(config, folder, source=source or self.cached, view_set=self.view_set, device=CPU)
+        keep_standards(config, folder, source=source or self.cached, view_set=self.view_set, device=CPU)
+        return read_standards(config, folder, device=CPU)
 
     def targets(self, rows: int, source: Any = None) -> dict[str, list[torch.Tensor]]:
         source = source or self.cached
@@ -95,9 +96,9 @@ def test_they_are_a_function_of_the_first_rows_alone(place: Place, tmp_path: Pat
 
 
 def test_without_a_choice_nothing_is_written_or_changed(place: Place, tmp_path: Path) -> None:
-    standards = kept_standards(
-        DistillConfig(steps=1), tmp_path, source=place.cached, view_set=place.view_set, device=CPU
-    )
+    config = DistillConfig(steps=1)
+    keep_standards(config, tmp_path, source=place.cached, view_set=place.view_set, device=CPU)
+    standards = read_standards(config, tmp_path, device=CPU)
     assert list(tmp_path.iterdir()) == []
     targets = place.targets(2)
     assert all(a is b for name, maps in standards(targets).items() for a, b in zip(maps, targets[name], strict=True))

@@ -90,6 +90,40 @@ def test_stopped_and_resumed_equals_uninterrupted(
         assert (path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_averaged_weights_are_kept_train_the_same_and_survive_a_stop(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = distill_dir(finished.recipe.runs[0].study, finished.recipe.out).path
+    whole = distilled(finished, tmp_path / "whole", "distill.ema=0.9")
+    assert whole.name != plain.name
+    assert (whole / "metrics.jsonl").read_bytes() == (plain / "metrics.jsonl").read_bytes()
+    averaged, last = (load_weights(path / "student.safetensors") for path in (whole, plain))
+    assert averaged.keys() == last.keys()
+    assert not all(torch.equal(value, last[name]) for name, value in averaged.items())
+    with monkeypatch.context() as patch:
+        stop_at(patch, module, "distill_loss", 5)
+        with pytest.raises(_Stop):
+            distilled(finished, tmp_path / "cut", "distill.ema=0.9")
+    cut = distilled(finished, tmp_path / "cut", "distill.ema=0.9")
+    assert (cut / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+
+
+def test_micro_batches_are_another_way_to_the_same_result(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when a run goes on with others: here four steps with 2 of 2 rows, then with 4 of 1."""
+    whole = distill_dir(finished.recipe.runs[0].study, finished.recipe.out).path
+    with monkeypatch.context() as patch:
+        stop_at(patch, module, "distill_loss", 10)
+        with pytest.raises(_Stop):
+            distilled(finished, tmp_path, "distill.accumulate=2")
+    path = distilled(finished, tmp_path, "distill.accumulate=4")
+    assert path.name == whole.name
+    pairs = zip(read_metrics(path / "metrics.jsonl"), read_metrics(whole / "metrics.jsonl"), strict=True)
+    for one, other in pairs:
+        assert one == pytest.approx(other, rel=1e-5)
+
+
 def test_a_finished_stage_does_nothing(
     finished: Finished, no_teacher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

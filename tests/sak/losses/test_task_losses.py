@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sak.errors import SakError, UnknownNameError
 from sak.losses.tasks import normals_valid, task_losses
-from sak.tasks import DATASETS, dataset_spec
+from sak.tasks import DATASETS, DEPTH_INVALID, dataset_spec
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "sak_reference_losses_metrics.npz"
 
@@ -88,3 +88,45 @@ def test_refusals_name_the_culprit() -> None:
         task_losses("nyud", {"semseg": torch.zeros(1, 21, 4, 4)}, {"semseg": torch.zeros(1, 1, 4, 4)})
     with pytest.raises(SakError, match="at least one prediction"):
         task_losses("nyud", {}, true)
+
+
+@pytest.mark.parametrize("dataset", ["pascalcontext", "nyud"])
+def test_the_shares_of_a_split_batch_add_up_however_valid_pixels_are_spread(dataset: str) -> None:
+    pred, true, _ = golden_batch(dataset)
+    rows = next(iter(pred.values())).shape[0]
+    nothing = {"normals": 0.0, "depth": float(DEPTH_INVALID)}
+    first = torch.arange(rows)[:, None, None, None] == 0
+    ignored = {task: torch.where(first, nothing.get(task, 255.0), label) for task, label in true.items()}
+    whole = {task: logits.clone().requires_grad_() for task, logits in pred.items()}
+    losses = task_losses(dataset, whole, ignored)
+    losses["total"].backward()
+    parts = [[{task: v[row : row + 1] for task, v in maps.items()} for maps in (pred, ignored)] for row in range(rows)]
+    counts = [counted(dataset, logits, labels) for logits, labels in parts]
+    assert {int(count) for count in counts[0]} == {0}
+    assert {int(count) for count in counts[1]} != {0}
+    totals = [torch.stack(same).sum() for same in zip(*counts, strict=True)]
+    summed = dict.fromkeys(losses, 0.0)
+    for row, (logits, labels) in enumerate(parts):
+        leaves = {task: value.clone().requires_grad_() for task, value in logits.items()}
+        answers = iter(totals)
+        shares = task_losses(dataset, leaves, labels, total=lambda _, answers=answers: next(answers))
+        shares["total"].backward()
+        for task, value in shares.items():
+            summed[task] += float(value.detach())
+        for task, leaf in leaves.items():
+            gradient = whole[task].grad
+            assert gradient is not None
+            torch.testing.assert_close(leaf.grad, gradient[row : row + 1])
+    assert summed == pytest.approx({task: float(value.detach()) for task, value in losses.items()}, rel=1e-5)
+
+
+def counted(dataset: str, logits: dict[str, Tensor], labels: dict[str, Tensor]) -> list[Tensor]:
+    """What a part asks the total of, in order, when it is all there is."""
+    asked: list[Tensor] = []
+
+    def note(count: Tensor) -> Tensor:
+        asked.append(count)
+        return count
+
+    task_losses(dataset, logits, labels, total=note)
+    return asked
