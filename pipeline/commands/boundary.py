@@ -21,38 +21,44 @@ class Protocol(StrEnum):
     mtinet = "mtinet"
 
 
+Predictions = Annotated[
+    Path | None, typer.Option("--predictions", metavar="DIR", help="Folder of NAME.png: uint8(255 x probability).")
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="DIR",
+        help="Folder of NAME.mat with LabelMap (PASCAL-Context's pascal-context/trainval) or groundTruth (NYUD's"
+        " edge_mat), or of NAME.png with a label map or boundary map.",
+    ),
+]
+Counts = Annotated[
+    Path | None,
+    typer.Option("--counts", metavar="FILE", help="In place of the folders: counts that an earlier call wrote."),
+]
+Ids = Annotated[
+    Path | None, typer.Option("--ids", metavar="FILE", help="The images that count, one name a line. All, if absent.")
+]
+MaxDist = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Longest distance of a matched pair, as a share of the diagonal: 0.0075 for PASCAL-Context, 0.011 for"
+        " NYUD. By the kind of label files, if absent.",
+    ),
+]
+
+
 def eval_boundary(
-    predictions: Annotated[
-        Path | None, typer.Option("--predictions", metavar="DIR", help="Folder of NAME.png: uint8(255 x probability).")
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--labels",
-            metavar="DIR",
-            help="Folder of NAME.mat with LabelMap (PASCAL-Context's pascal-context/trainval) or groundTruth (NYUD's"
-            " edge_mat), or of NAME.png with a label map or boundary map.",
-        ),
-    ] = None,
-    counts: Annotated[
-        Path | None,
-        typer.Option("--counts", metavar="FILE", help="In place of the folders: counts that an earlier call wrote."),
-    ] = None,
-    ids: Annotated[
-        Path | None,
-        typer.Option("--ids", metavar="FILE", help="The images that count, one name a line. All, if absent."),
-    ] = None,
+    predictions: Predictions = None,
+    labels: Labels = None,
+    counts: Counts = None,
+    ids: Ids = None,
     protocol: Annotated[
         Protocol | None, typer.Option(help="How predictions become masks; sak, if absent. Their numbers do not mix.")
     ] = None,
-    max_dist: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Longest distance of a matched pair, as a share of the diagonal: 0.0075 for PASCAL-Context, 0.011 for"
-            " NYUD. By the kind of label files, if absent.",
-        ),
-    ] = None,
+    max_dist: MaxDist = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for counts, scores and plot. Beside the predictions, if absent."),
@@ -70,9 +76,7 @@ def eval_boundary(
     if (counts is None) == (predictions is None) or (predictions is None) != (labels is None):
         raise typer.BadParameter("give --predictions DIR and --labels DIR, or --counts FILE")
     if counts is not None and any(item is not None for item in (protocol, max_dist, workers)):
-        raise typer.BadParameter(
-            "--counts FILE was made by one protocol and tolerance; only --ids and --out go with it"
-        )
+        raise typer.BadParameter("--counts FILE has its own protocol and tolerance; only --ids and --out go with it")
     from pipeline.stages.boundary import Folders, score_counts, score_folders, scores_table
 
     if predictions is not None and labels is not None:

@@ -27,9 +27,10 @@ text { fill: #5b6772; font: 12px system-ui, sans-serif; } .name { fill: #16202a;
 
 
 class PrLine(NamedTuple):
-    """One curve and its scores."""
+    """One curve and its scores; ``slot`` picks its colour and dash."""
 
     name: str
+    slot: int
     curve: Curve
     scores: Scores
 
@@ -37,14 +38,14 @@ class PrLine(NamedTuple):
     def text(self) -> str:
         """What the tip of its best point says."""
         found = self.scores
-        return f"{self.name}: odsF {100 * found.odsF:.2f} % at {found.threshold:g} (protocol {found.protocol})"
+        return f"{self.name}: odsF {100 * found.odsF:.2f} % at {found.threshold:g}, protocol {found.protocol}"
 
 
 def pr_chart(lines: Sequence[PrLine], *, title: str) -> Markup:
-    """Curves in the colours of their order, each with a dot where odsF is."""
+    """Curves, each with a dot where odsF is."""
     frame = Frame(52.0, 12.0, _SIZE[0] - 74.0, _SIZE[1] - 62.0)
     pieces = [axes_grid(_UNIT, _UNIT, frame=frame), *(_equal(value, frame=frame) for value in _EQUAL_F), _names(frame)]
-    pieces += [_line(line, slot % SLOTS, frame=frame) for slot, line in enumerate(lines)]
+    pieces += [_line(line, frame=frame) for line in lines]
     description = "; ".join(line.text for line in lines)
     return svg_frame(join_markup(pieces), size=_SIZE, title=title, description=description, kind="chart")
 
@@ -70,7 +71,8 @@ def _place(recall: float, precision: float, *, frame: Frame) -> str:
     return f"{frame.left + frame.width * recall:.1f} {frame.top + frame.height * (1.0 - precision):.1f}"
 
 
-def _line(line: PrLine, slot: int, *, frame: Frame) -> Markup:
+def _line(line: PrLine, *, frame: Frame) -> Markup:
+    slot = line.slot % SLOTS
     points = [
         _place(float(recall), float(precision), frame=frame)
         for precision, recall in zip(line.curve.precision, line.curve.recall, strict=True)
@@ -84,7 +86,7 @@ def _line(line: PrLine, slot: int, *, frame: Frame) -> Markup:
 
 def _equal(value: float, *, frame: Frame) -> Markup:
     """Where F has a value: precision = F recall / (2 recall - F)."""
-    recalls = np.linspace(value / (2 - value), 1.0, 40)
+    recalls = np.geomspace(value / (2 - value), 1.0, 60)
     points = [_place(float(r), float(value * r / (2 * r - value)), frame=frame) for r in recalls]
     x, y = points[-1].split()
     return Markup('<path class="line grid d2" d="{}"/><text class="tick" x="{}" y="{}">F {}</text>').format(

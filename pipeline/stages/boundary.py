@@ -157,7 +157,7 @@ def _scored(table: CountTable, *, counts: Path, folder: Path, subset: str) -> Bo
     about = {"images": result.images, "max_dist": rules.max_dist, **found._asdict()}
     curves = {key: values.tolist() for key, values in curve._asdict().items()}
     write_whole(folder / f"scores-{name}.json", json.dumps({**about, **curves}, indent=1).encode())
-    line = PrLine(f"{result.images} images, {rules.text}", curve, found)
+    line = PrLine(f"{result.images} images, tolerance {rules.max_dist:g}", 0, curve, found)
     write_whole(result.plot, pr_picture([line]).encode())
     return result
 
