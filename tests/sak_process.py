@@ -24,7 +24,8 @@ import pytest
 __all__ = ["PHOTOS", "RECIPE", "Outcome", "SakProcess", "finished_run", "sak", "stage_folders", "until", "write_recipe"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-_PRELOADED = ["cli", "pipeline.stages.run", "pipeline.stages.report", "pipeline.stages.inspect", "pipeline.stages.data"]
+_STAGES = ("run", "report", "inspect", "data", "boundary")
+_PRELOADED = ["cli", *(f"pipeline.stages.{name}" for name in _STAGES)]
 # Of the server alone. A test never talks to timm's hub, whatever the machine.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 _PATIENCE = 120.0

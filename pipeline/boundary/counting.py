@@ -138,7 +138,7 @@ class Counters:
         Raises:
             PipelineError: A process was killed.
         """
-        most = 0 if all_of_them else _AHEAD * self._workers
+        most = 0 if all_of_them or self._pool is None else _AHEAD * self._workers
         try:
             while len(self._waiting) > most:
                 yield self._waiting.popleft().result()

@@ -87,13 +87,14 @@ class CountTable:
 
     def scores(self) -> Scores:
         """Of all its images."""
-        return scores(self._counts_NT4(), protocol=self.rules.protocol)
+        return scores(self.counts_NT4(), protocol=self.rules.protocol)
 
     def curve(self) -> Curve:
         """Precision, recall and F of all its images at each threshold."""
-        return pr_curve(self._counts_NT4(), protocol=self.rules.protocol)
+        return pr_curve(self.counts_NT4(), protocol=self.rules.protocol)
 
-    def _counts_NT4(self) -> NDArray[np.int64]:
+    def counts_NT4(self) -> NDArray[np.int64]:
+        """All its images' counts ``(N, T, 4)``."""
         wanted = len(PROTOCOLS[self.rules.protocol].thresholds)
         rows = [image.counts_T4 for image in self.images.values()]
         return np.stack(rows) if rows else np.zeros((0, wanted, len(COUNTS)), dtype=np.int64)
@@ -101,12 +102,12 @@ class CountTable:
 
 def write_counts(path: Path, table: CountTable, /) -> None:
     """Write a table in the order of keys, replacing an older one in one step; equal tables give equal bytes."""
-    images = [table.images[key] for key in sorted(table.images)]
+    table = CountTable(table.rules, {key: table.images[key] for key in sorted(table.images)})
+    images, counts_NT4 = table.images.values(), table.counts_NT4()
     columns: dict[str, pa.Array] = {
         name: pa.array([getattr(one, name) for one in images], pa.string()) for name in _TEXTS
     }
     columns |= {name: pa.array([getattr(one, name) for one in images], pa.int32()) for name in _SIZES}
-    counts_NT4 = table._counts_NT4()
     for index, name in enumerate(COUNTS):
         columns[name] = pa.array(counts_NT4[..., index].astype(np.int32).tolist(), pa.list_(pa.int32()))
     about = {**table.rules._asdict(), "thresholds": _thresholds(table.rules.protocol), "counting": COUNTING}

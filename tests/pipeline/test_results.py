@@ -133,6 +133,33 @@ def test_the_best_of_each_column_is_bold(recipe: Recipe, tmp_path: Path) -> None
     assert "+17.86" in ours
 
 
+def edges(metrics: Scores, **values: float) -> Scores:
+    return metrics | {"edge": {"maxF": 20.0, "loss": 0.5} | {name.replace("_", "-"): x for name, x in values.items()}}
+
+
+def test_odsf_stands_for_boundaries_where_every_run_has_it(recipe: Recipe, tmp_path: Path) -> None:
+    ours, base = results = rows(recipe, tmp_path, edges(GOOD, odsF=66.0), edges(BASE, odsF=60.0))
+    assert [task.metric for task in shown_tasks(results)] == ["mIoU", "odsF", "RMSE"]
+    # +20 %, +10 % and +50 %.
+    assert ours.delta == {"no-distill": pytest.approx(80 / 3)}
+    text = "\n".join(text_of([ours, base]))
+    assert "boundary odsF ↑" in text
+    assert "66.00" in text
+
+
+@pytest.mark.parametrize("other", [{}, {"odsF_invpt": 60.0}], ids=["by pixel", "another protocol"])
+def test_numbers_of_other_protocols_do_not_mix(recipe: Recipe, tmp_path: Path, other: dict[str, float]) -> None:
+    ours, base = results = rows(recipe, tmp_path, edges(GOOD, odsF=66.0), edges(BASE, **other))
+    assert [task.metric for task in shown_tasks(results)] == ["mIoU", "maxF", "RMSE"]
+    assert ours.delta == {"no-distill": pytest.approx(70 / 3)}
+    assert "boundary maxF ↑" in "\n".join(text_of(results))
+    assert [task.metric for task in shown_tasks([ours])][1] == "odsF"
+    alone = shown_tasks([base])[1]
+    assert (alone.metric, alone.label) == (
+        ("odsF-invpt", "boundary odsF-invpt ↑") if other else ("maxF", "boundary maxF ↑")
+    )
+
+
 def test_a_table_of_distillation_alone_shows_its_loss(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, ["finetune=null"], only="sak")
     stage = stages_of(tmp_path / "x", {"distill": {"loss": 1.23456}})
