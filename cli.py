@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.commands.bench import bench_app
+from pipeline.commands.boundary import eval_boundary
 from pipeline.commands.planning import (
     Calibrate,
     DiskRate,
@@ -45,8 +47,19 @@ _INTERRUPTED = 130
 _AFTER_SECONDS = 1.0
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+
+class _TwoWords(TyperGroup):
+    """Commands whose names may be two words: ``sak eval boundary`` stands beside ``sak eval RECIPE``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # click's types, which typer may hold a copy of
+        """Take the first two words for a name where they are one."""
+        joined = " ".join(args[:2])
+        return super().resolve_command(ctx, [joined, *args[2:]] if joined in self.commands else args)
+
+
 app = typer.Typer(
     name="sak",
+    cls=_TwoWords,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -230,6 +243,11 @@ def evaluate(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None)
     """Score finished students, alone, on held-out images: every task's metric, router weights, pictures."""
     with _ranks() as ranks, _made_by("run", recipe, overrides):
         _stages(("eval",), _load(recipe, overrides), only, ranks)
+
+
+app.command(
+    "eval boundary", epilog="Example:  sak eval boundary --predictions edge/img --labels pascal-context/trainval"
+)(eval_boundary)
 
 
 @app.command(epilog="Example:  sak report workflows/quickstart.yaml --out talk.html")

@@ -243,11 +243,16 @@ class EvalConfig:
 
     ``codec`` is how the held-out images' columns are stored, where not as ``extract.codec`` says. A loss against
     decoded targets measures the codec too, so students of different codecs need one exact yardstick.
+
+    ``boundary`` is how boundaries are scored: ``pixel`` by pixel (maxF for scenes, the published loss elsewhere), or by
+    the field's odsF as well, which then stands in the table; ``odsF`` is SAK's protocol, and the others' numbers do not
+    compare with it. It counts a quarter of a second a 375 x 500 image.
     """
 
     batch: int = 16
     gallery: int = 6
     codec: CodecValue | None = None
+    boundary: Literal["pixel", "odsF", "odsF-invpt", "odsF-mtinet"] = "pixel"
 
     def __post_init__(self) -> None:
         if self.codec is not None:

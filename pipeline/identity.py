@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.config import Study
+from pipeline.boundary.counts import COUNTING
+from pipeline.config import EvalConfig, Study
 from pipeline.errors import PipelineError
 from pipeline.loop import TRAINING
 from pipeline.stagedir import StageDir
@@ -104,9 +105,18 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
         "scoring": SCORING,
         "trained": last_stage_dir(study, out).path.name,
         "views": _views(view_set_spec(study.data.eval, labels=study.finetune is not None)),
-        "eval": plain(study.eval),
+        "eval": _scored_by(study.eval),
     }
     return StageDir.of(out, "eval", inputs=inputs)
+
+
+def _scored_by(config: EvalConfig) -> dict[str, object]:
+    """What decides a score; boundaries scored by pixel are as before there was a choice."""
+    found = plain(config)
+    if config.boundary == "pixel":
+        del found["boundary"]
+        return found
+    return found | {"counting": COUNTING}
 
 
 def last_stage_dir(study: Study, out: Path, /) -> StageDir:

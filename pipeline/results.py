@@ -14,9 +14,12 @@ from pipeline.stagedir import StageDir, read_json
 from sak.metrics import delta_m
 from sak.tasks import DATASETS, TaskSpec
 
-__all__ = ["RunResult", "RunStages", "gather", "main_values", "results_json", "results_table"]
+__all__ = ["RunResult", "RunStages", "gather", "main_values", "results_json", "results_table", "shown_tasks"]
 
 Metrics = Mapping[str, Mapping[str, float]]
+
+# Best known first. They count where every run that is compared has the same one.
+_BOUNDARY = ("odsF", "odsF-invpt", "odsF-mtinet")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +70,16 @@ def gather(recipe: Recipe, runs: Sequence[RunStages], /) -> list[RunResult]:
     ]
 
 
-def main_values(result: RunResult, /) -> dict[str, float]:
-    """Each task's headline metric."""
-    return {task.name: result.metrics[task.name][task.metric] for task in _tasks(result)}
+def shown_tasks(results: Sequence[RunResult], /) -> list[TaskSpec]:
+    """Tasks that any of some runs has, in table order, with the metric that stands for each in all of them."""
+    found = {task.name: task for row in results if row.dataset for task in DATASETS[row.dataset].tasks.values()}
+    having = {name: [row.metrics[name] for row in results if name in row.metrics] for name in found}
+    return [_by_odsf(task, having[name]) for name, task in found.items() if having[name]]
+
+
+def main_values(result: RunResult, tasks: Sequence[TaskSpec], /) -> dict[str, float]:
+    """Each task's headline metric, of the tasks that the run has."""
+    return {task.name: result.metrics[task.name][task.metric] for task in tasks if task.name in result.metrics}
 
 
 def results_json(results: Sequence[RunResult], /) -> dict[str, object]:
@@ -81,8 +91,8 @@ def results_table(results: Sequence[RunResult], /) -> Table:
     """The table for a terminal; the best value of each column is bold."""
     table = Table(title=None, header_style="bold")
     table.add_column("run")
-    tasks = list({task.name: task for row in results for task in _tasks(row)}.values())
-    values = [main_values(row) for row in results]
+    tasks = shown_tasks(results)
+    values = [main_values(row, tasks) for row in results]
     best = {task.name: _best([row.get(task.name, math.nan) for row in values], task) for task in tasks}
     for task in tasks:
         table.add_column(task.label, justify="right")
@@ -134,25 +144,22 @@ def _kept(counts: Mapping[str, float]) -> int:
 
 
 def _delta(row: RunResult, baseline: RunResult) -> float:
-    return delta_m(_task_metrics(row), _task_metrics(baseline), row.dataset)
+    tasks = shown_tasks([row, baseline])
+    ours, theirs = ({task.name: one.metrics[task.name] for task in tasks} for one in (row, baseline))
+    return delta_m(ours, theirs, row.dataset, metrics={task.name: task.metric for task in tasks})
 
 
 def _comparable(row: RunResult, baseline: RunResult) -> bool:
     """Whether a relative change exists: the same tasks, all of them scored, and nothing to be divided by zero."""
     if not row.dataset or row.dataset != baseline.dataset:
         return False
-    ours, theirs = main_values(row), main_values(baseline)
+    ours, theirs = (main_values(one, shown_tasks([row, baseline])) for one in (row, baseline))
     return {*ours} == {*theirs} and all(map(math.isfinite, (*ours.values(), *theirs.values()))) and all(theirs.values())
 
 
-def _task_metrics(row: RunResult) -> Metrics:
-    return {task.name: row.metrics[task.name] for task in _tasks(row)}
-
-
-def _tasks(result: RunResult) -> list[TaskSpec]:
-    if not result.dataset:
-        return []
-    return [task for task in DATASETS[result.dataset].tasks.values() if task.name in result.metrics]
+def _by_odsf(task: TaskSpec, having: Sequence[Mapping[str, float]]) -> TaskSpec:
+    shared = [name for name in _BOUNDARY if task.name == "edge" and all(name in metrics for metrics in having)]
+    return dataclasses.replace(task, metric=shared[0], higher_is_better=True) if shared else task
 
 
 def _best(values: Sequence[float], task: TaskSpec) -> float:

@@ -23,9 +23,10 @@ import torch
 from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import PipelineError
 from pipeline.runtime import device_name, versions
+from pipeline.whole_file import write_whole
 from store.fingerprint import fingerprint
 
-__all__ = ["StageDir", "read_json", "write_json", "write_whole"]
+__all__ = ["StageDir", "read_json", "write_json"]
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -143,17 +144,6 @@ def _locked(path: Path) -> int:
 def write_json(path: Path, data: Mapping[str, object], /) -> None:
     """Write JSON under a temporary name, flush, rename; NaN and infinity, which JSON lacks, become null."""
     write_whole(path, json.dumps(_finite(data), indent=1, allow_nan=False).encode("utf-8"))
-
-
-def write_whole(path: Path, data: bytes, /) -> None:
-    """Write a file under a temporary name, flush, rename: whoever reads it finds all of it or the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _finite(value: object) -> object:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pipeline.config import Study
 from pipeline.errors import PipelineError
-from pipeline.stagedir import StageDir, write_whole
+from pipeline.stagedir import StageDir
 from pipeline.targets import TargetSource
 from pipeline.tracking import CONSOLE
+from pipeline.whole_file import write_whole
 from store.column import Column
 from store.errors import StoreError
 from store.fingerprint import digest_json

@@ -53,7 +53,7 @@ class TaskMetrics:
         the images' mean foreground IoU; an image without any salient pixel, predicted as such, counts 100.
         ``edge/loss`` is the published one (a cross entropy of probabilities taken for logits: even a perfect
         prediction does not reach 0). ``edge/maxF`` of ``scenes`` is the best F1 over thresholds of pixels matched
-        exactly: it has no tolerance, no thinning, and is not the paper's odsF.
+        exactly: it has no tolerance, no thinning, and is not the paper's odsF, which is in ``sak.boundary``.
     """
 
     def __init__(self, dataset: str, tasks: Sequence[str], *, absent: str = "zero") -> None:

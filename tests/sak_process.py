@@ -37,14 +37,8 @@ __all__ = [
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-_PRELOADED = [
-    "cli",
-    "pipeline.distributed",
-    "pipeline.stages.run",
-    "pipeline.stages.report",
-    "pipeline.stages.inspect",
-    "pipeline.stages.data",
-]
+_STAGES = ("run", "report", "inspect", "data", "boundary")
+_PRELOADED = ["cli", "pipeline.distributed", *(f"pipeline.stages.{name}" for name in _STAGES)]
 # Of the server alone. A test never talks to timm's hub, whatever the machine.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 _PATIENCE = 120.0

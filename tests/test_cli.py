@@ -22,6 +22,7 @@ COMMANDS = [
     ["distill"],
     ["finetune"],
     ["eval"],
+    ["eval", "boundary"],
     ["report"],
     ["export"],
     ["store", "ls"],

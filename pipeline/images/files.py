@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -26,10 +26,13 @@ __all__ = [
     "choose",
     "choose_split",
     "content_fingerprint",
+    "decode_map",
+    "decode_mat",
     "decode_normals",
     "decode_rgb",
     "inside",
     "read_depth",
+    "read_file",
     "read_list",
     "read_mat",
     "read_png_map",
@@ -117,14 +120,37 @@ def read_png_map(path: Path) -> NDArray[np.uint8]:
     return (values * np.uint8(255)) if values.dtype == np.bool_ else np.asarray(values, dtype=np.uint8)
 
 
-def _opened(path: Path) -> Image.Image:
+def decode_map(data: bytes, *, where: str, modes: Sequence[str]) -> NDArray[np.generic]:
+    """Decode the bytes of a single-channel image to ``(H, W)``; a palette image gives its indices.
+
+    Args:
+        modes: Pillow's names of the pixel formats that are welcome.
+
+    Raises:
+        BadImageError: Undecodable, or of another pixel format; the message begins with ``where``.
+    """
+    with _decoded(data, where=where) as picture:
+        if picture.mode not in modes:
+            raise BadImageError(f"{where}: expected pixels of mode {' or '.join(modes)}, got {picture.mode}")
+        return np.asarray(picture)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file of a data set.
+
+    Raises:
+        BadImageError: It is missing or cannot be read; the message names it.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise BadImageError(f"{path}: file not found; the data folder is incomplete") from error
     except OSError as error:
         raise BadImageError(f"{path}: cannot be read ({error.strerror}); replace or remove the file") from error
-    return _decoded(data, where=str(path))
+
+
+def _opened(path: Path) -> Image.Image:
+    return _decoded(read_file(path), where=str(path))
 
 
 def _decoded(data: bytes, *, where: str) -> Image.Image:
@@ -148,17 +174,27 @@ def read_mat(path: Path, *, name: str) -> NDArray[np.generic]:
     Raises:
         BadImageError: The file cannot be read or lacks the variable.
     """
+    found = decode_mat(read_file(path), names=(name,), where=str(path))
+    return found[name]
+
+
+def decode_mat(data: bytes, *, names: Sequence[str], where: str) -> dict[str, NDArray[np.generic]]:
+    """Those of some variables that the bytes of a MATLAB 5 file hold, at least one.
+
+    Raises:
+        BadImageError: Damaged, or without any of them; the message begins with ``where``.
+    """
     try:
-        variables = loadmat(str(path), variable_names=[name])
-    except FileNotFoundError as error:
-        raise BadImageError(f"{path}: file not found; the data folder is incomplete") from error
+        variables = loadmat(BytesIO(data), variable_names=list(names))
     except NotImplementedError as error:
-        raise BadImageError(f"{path}: MATLAB 7.3 file; save it again with -v7") from error
+        raise BadImageError(f"{where}: MATLAB 7.3 file; save it again with -v7") from error
     except Exception as error:  # scipy raises many kinds on damaged bytes, down to zlib.error and TypeError
-        raise BadImageError(f"{path}: cannot be read as a MATLAB file ({error}); replace the file") from error
-    if name not in variables:
-        raise BadImageError(f"{path}: has no variable {name!r}; is it from another data set?")
-    return np.asarray(variables[name])
+        raise BadImageError(f"{where}: cannot be read as a MATLAB file ({error}); replace the file") from error
+    found = {name: np.asarray(variables[name]) for name in names if name in variables}
+    if not found:
+        wanted = " or ".join(repr(name) for name in names)
+        raise BadImageError(f"{where}: has no variable {wanted}; is it from another data set?")
+    return found
 
 
 def read_depth(path: Path) -> NDArray[np.float32]:

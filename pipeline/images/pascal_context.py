@@ -106,7 +106,7 @@ class PascalContext:
         image = read_rgb(files["image"])
         if not labels:
             return ImageSample(key=key, image=image)
-        regions_HW = read_mat(files["regions"], name="LabelMap")
+        regions_HW = self.regions(index)
         if regions_HW.shape != image.shape[:2]:
             raise BadImageError(
                 f"{files['regions']}: LabelMap has shape {regions_HW.shape}, its image {image.shape[:2]}"
@@ -123,6 +123,14 @@ class PascalContext:
         }
         same_shape(maps, image=image, path=files["image"])
         return ImageSample(key=key, image=image, labels=maps)
+
+    def regions(self, index: int, /) -> NDArray[np.generic]:
+        """The map of 459 classes of one image ``(H, W)``.
+
+        Raises:
+            BadImageError: The file is missing or damaged; the message names it.
+        """
+        return read_mat(self._files(self._keys[index])["regions"], name="LabelMap")
 
     def _files(self, key: str) -> dict[str, Path]:
         root = self._root

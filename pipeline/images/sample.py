@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ImageSample", "ImageSource", "Unlabelled"]
+__all__ = ["HasRegions", "ImageSample", "ImageSource", "Unlabelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,19 @@ class ImageSource(Protocol):
 
         Raises:
             pipeline.errors.BadImageError: The file cannot be decoded; the message names it.
+        """
+        ...
+
+
+@runtime_checkable
+class HasRegions(Protocol):
+    """A source whose boundaries are those of a region map, which the boundary score reads and training does not."""
+
+    def regions(self, index: int, /) -> NDArray[np.generic]:
+        """The region map ``(H, W)`` of one image.
+
+        Raises:
+            pipeline.errors.BadImageError: It cannot be decoded; the message names the file.
         """
         ...
 

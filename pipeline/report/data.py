@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.report.pr import PrLine
 
 __all__ = [
     "Curve",
@@ -184,6 +185,7 @@ class ReportData:
     routers: tuple[RouterMap, ...] = ()
     costs: tuple[StageCost, ...] = ()
     store: tuple[StoreUsage, ...] = ()
+    boundary: tuple[PrLine, ...] = ()
     recipe_yaml: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from pipeline.report.data import ReportData, ReportError
 from pipeline.report.gallery import class_keys, feature_blocks, gallery
+from pipeline.report.pr import pr_chart
 from pipeline.report.quantities import bytes_text, seconds_text
 from pipeline.report.results import cards, gain_charts, headline, result_table
 from pipeline.report.sections import curve_stages, router_tables, store_lines, time_chart
@@ -71,6 +72,7 @@ def render_report(data: ReportData) -> str:
         cards=cards(data),
         table=result_table(data),
         gains=gain_charts(data),
+        boundary=pr_chart(data.boundary, title="Precision over recall of boundaries") if data.boundary else "",
         stages=curve_stages(data),
         gallery=gallery(data),
         keys=class_keys(data),

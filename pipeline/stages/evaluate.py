@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.boundary.counts import write_counts
+from pipeline.boundary.held_out import HeldOut, rules_of
 from pipeline.config import Study
 from pipeline.config_losses import FeatureLossConfig
 from pipeline.errors import NotDoneError, PipelineError
@@ -42,7 +46,8 @@ def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
     """Score a study's last stage, or find it scored.
 
     Writes ``metrics.json`` (task to metric to value; ``distill`` holds the held-out teacher loss where the network is
-    still aligned to teachers), ``routers.json`` (task to mean mixing weights, level by expert) and ``gallery.npz``.
+    still aligned to teachers), ``routers.json`` (task to mean mixing weights, level by expert), ``gallery.npz`` and,
+    where ``eval.boundary`` asks for odsF, ``boundary.parquet`` with every image's counts.
 
     Raises:
         NotDoneError: The last stage is not done, or the views are incomplete.
@@ -70,7 +75,11 @@ def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
         before = last_stage_dir(study, out)
         extra |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
         rows = view_set.usable_rows().tolist()
-        metrics, gates = scorer.score(rows, batch=study.eval.batch, label=f"{label}: eval")
+        with _boundary(study, view_set, student) as boundary:
+            metrics, gates = scorer.score(rows, batch=study.eval.batch, label=f"{label}: eval", boundary=boundary)
+            if boundary:
+                metrics["edge"] |= _write_boundary(boundary, stage.path, metric=study.eval.boundary)
+                extra["boundary"] = boundary.about
         write_json(stage.path / "metrics.json", metrics)
         write_json(stage.path / "routers.json", {task: value.tolist() for task, value in gates.items()})
         gallery = scorer.gallery(rows[: study.eval.gallery])
@@ -125,6 +134,26 @@ def _decode(task: str, logits_BCHW: Tensor) -> Array:
     raise PipelineError(f"no way to show task {task!r}")
 
 
+def _boundary(study: Study, view_set: ViewSet, student: Student) -> AbstractContextManager[HeldOut | None]:
+    """Where boundaries are counted, if the recipe asks for odsF and the network predicts any."""
+    data, metric = study.data.eval, study.eval.boundary
+    assert data is not None
+    if metric == "pixel" or "edge" not in student.spec.tasks:
+        return nullcontext()
+    return HeldOut(view_set, data, rules=rules_of(metric, view_set.spec.dataset))
+
+
+def _write_boundary(boundary: HeldOut, folder: Path, *, metric: str) -> dict[str, float]:
+    """Keep the counts; the scores, in per cent, under names that tell the protocol where it is not the default one."""
+    table = boundary.table()
+    write_counts(folder / "boundary.parquet", table)
+    if not table.images:
+        return {metric: math.nan}
+    found, protocol = table.scores(), metric.removeprefix("odsF")
+    percent = {metric: found.odsF, f"oisF{protocol}": found.oisF, f"AP{protocol}": found.AP}
+    return {name: 100 * value for name, value in percent.items()} | {f"threshold{protocol}": found.threshold}
+
+
 class _Score(NamedTuple):
     metrics: dict[str, dict[str, float]]
     gates: dict[str, NDArray[np.float64]]
@@ -140,7 +169,7 @@ class _Scorer(NamedTuple):
     standards: Standards
     loss: FeatureLossConfig
 
-    def score(self, rows: Sequence[int], /, *, batch: int, label: str) -> _Score:
+    def score(self, rows: Sequence[int], /, *, batch: int, label: str, boundary: HeldOut | None) -> _Score:
         """Metrics over rows, and the mean mixing weights (level, expert) of each task."""
         tasks = tuple(self.student.spec.tasks)
         metrics = TaskMetrics(self.view_set.spec.dataset, tasks) if tasks else None
@@ -156,6 +185,10 @@ class _Scorer(NamedTuple):
                 if metrics:
                     device = next(iter(output.tasks.values())).device
                     metrics.update(output.tasks, {task: value.to(device) for task, value in labels.items()})
+                if boundary:
+                    bytes_B1HW = (output.tasks["edge"].float().sigmoid() * 255).to(torch.uint8)
+                    maps_BHW = bytes_B1HW[:, 0].cpu().numpy()
+                    boundary.add(chunk, prediction_BHW=maps_BHW, labels_BHW=labels["edge"][:, 0].numpy())
                 for task, levels in output.gates.items():
                     summed = torch.stack([level.double().sum(0) for level in levels]).cpu().numpy()
                     gates[task] = gates.get(task, 0.0) + summed

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from pipeline.boundary.counts import read_counts
 from pipeline.needs import needs
 from pipeline.recipes import Recipe
 from pipeline.report.colour import pca_colours
@@ -24,14 +25,15 @@ from pipeline.report.data import (
     StageCost,
     StoreUsage,
 )
+from pipeline.report.pr import PrLine
 from pipeline.report.render import write_report
-from pipeline.results import RunResult, RunStages, main_values
+from pipeline.results import RunResult, RunStages, main_values, shown_tasks
 from pipeline.runs import collect, stage_dirs
 from pipeline.stagedir import StageDir, read_json
 from pipeline.targets import find_column
 from pipeline.tracking import read_metrics
 from pipeline.viewsets import view_set_spec
-from sak.tasks import DATASETS, TaskSpec
+from sak.tasks import TaskSpec
 from store.store import Store
 
 __all__ = ["report"]
@@ -53,8 +55,7 @@ def report(recipe: Recipe, path: Path, /) -> list[RunResult]:
 
 def _data(recipe: Recipe, results: Sequence[RunResult], runs: Sequence[RunStages]) -> ReportData:
     dataset = results[0].dataset
-    tasks = list(DATASETS[dataset].tasks.values()) if dataset else []
-    shown = [task for task in tasks if any(task.name in row.metrics for row in results)]
+    shown = shown_tasks(results)
     columns = tuple(_column(task) for task in shown)
     if not columns and any("distill" in row.metrics for row in results):
         columns = (
@@ -69,7 +70,7 @@ def _data(recipe: Recipe, results: Sequence[RunResult], runs: Sequence[RunStages
         summary=recipe.summary,
         dataset=dataset,
         columns=columns,
-        runs=tuple(_run_row(row) for row in results),
+        runs=tuple(_run_row(row, shown) for row in results),
         curves=tuple(curve for run in runs for curve in _curves(run)),
         gallery=_gallery(runs),
         routers=tuple(item for run in runs for item in _routers(run)),
@@ -77,7 +78,8 @@ def _data(recipe: Recipe, results: Sequence[RunResult], runs: Sequence[RunStages
         store=used.columns,
         recipe_yaml=yaml.safe_dump(dict(recipe.resolved), sort_keys=False),
         versions=origin.versions,
-        notes=(*_notes(dataset, shown), *origin.notes),
+        boundary=tuple(line for slot, run in enumerate(runs) for line in _pr_lines(run, slot)),
+        notes=(*_notes(shown, runs), *origin.notes),
         classes={task.name: task.classes for task in shown if task.classes},
     )
 
@@ -88,8 +90,10 @@ def _column(task: TaskSpec) -> MetricColumn:
     )
 
 
-def _run_row(row: RunResult) -> RunRow:
-    values = main_values(row) or {task: value["loss"] for task, value in row.metrics.items() if task == "distill"}
+def _run_row(row: RunResult, tasks: Sequence[TaskSpec]) -> RunRow:
+    values = main_values(row, tasks) or {
+        task: value["loss"] for task, value in row.metrics.items() if task == "distill"
+    }
     return RunRow(
         name=row.name,
         description=row.description,
@@ -283,13 +287,30 @@ def _usage(key: str, codec: str, rows: int, size: int, fp16: int, stats: Mapping
     )
 
 
-def _notes(dataset: str, tasks: Sequence[TaskSpec]) -> tuple[str, ...]:
+def _pr_lines(run: RunStages, slot: int) -> Iterator[PrLine]:
+    """The run's precision over recall of boundaries, where odsF was asked for."""
+    for stages in run.stages:
+        path = stages["eval"].path / "boundary.parquet"
+        if path.exists():
+            table = read_counts(path)
+            yield PrLine(run.plan.name, slot, table.curve(), table.scores())
+
+
+def _notes(tasks: Sequence[TaskSpec], runs: Sequence[RunStages]) -> tuple[str, ...]:
     notes = [
         "Teachers ran once, at extraction; no training or evaluation stage above loaded one unless it says online."
     ]
-    if any(task.name == "edge" and task.metric != "odsF" for task in tasks):
+    if any(task.name == "edge" and not task.metric.startswith("odsF") for task in tasks):
         notes.append("The boundary number is a per-pixel score without matching tolerance, not the field's odsF.")
+    about = [stages["eval"].record().get("boundary") for run in runs for stages in run.stages]
+    for text in dict.fromkeys(_boundary_note(item) for item in about if isinstance(item, dict)):
+        notes.append(text)
     return tuple(notes)
+
+
+def _boundary_note(about: Mapping[str, object]) -> str:
+    how = "protocol {protocol}, tolerance {max_dist} of the diagonal, against {truth}, on {view} views"
+    return f"odsF of boundaries: {how}.".format_map(about)
 
 
 def _list(value: object) -> list[object]:

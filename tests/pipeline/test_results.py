@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pipeline.errors import PipelineError
 from pipeline.recipes import Recipe
-from pipeline.results import RunResult, RunStages, gather, main_values, results_json, results_table
+from pipeline.results import RunResult, RunStages, gather, main_values, results_json, results_table, shown_tasks
 from pipeline.stagedir import StageDir, write_json
 from tests.tiny_recipe import tiny_recipe
 
@@ -64,7 +64,7 @@ def test_delta_is_the_mean_relative_gain_over_the_baseline(recipe: Recipe, tmp_p
     # +20 % of mIoU, and half the RMSE is +50 %.
     assert ours.delta == {"no-distill": pytest.approx(35.0)}
     assert base.delta == {}
-    assert main_values(ours) == {"semseg": 60.0, "depth": 0.5}
+    assert main_values(ours, shown_tasks([ours])) == {"semseg": 60.0, "depth": 0.5}
     assert (ours.parameters, ours.seconds) == (100, {"distill": 2.0, "finetune": 2.0, "eval": 2.0})
 
 
@@ -117,7 +117,7 @@ def test_runs_of_single_tasks_make_one_row(recipe: Recipe, tmp_path: Path) -> No
     )
     base = RunStages(plan=recipe.runs[1], stages=[stages_of(tmp_path / "base", BASE)])
     row, _ = gather(recipe, [split, base])
-    assert main_values(row) == {"semseg": 55.0, "depth": 0.8}
+    assert main_values(row, shown_tasks([row])) == {"semseg": 55.0, "depth": 0.8}
     assert row.parameters == 30
     assert row.seconds == {"distill": 7, "finetune": 7, "eval": 7}
     assert row.delta == {"no-distill": pytest.approx(15.0)}
@@ -133,12 +133,39 @@ def test_the_best_of_each_column_is_bold(recipe: Recipe, tmp_path: Path) -> None
     assert "+17.86" in ours
 
 
+def edges(metrics: Scores, **values: float) -> Scores:
+    return metrics | {"edge": {"maxF": 20.0, "loss": 0.5} | {name.replace("_", "-"): x for name, x in values.items()}}
+
+
+def test_odsf_stands_for_boundaries_where_every_run_has_it(recipe: Recipe, tmp_path: Path) -> None:
+    ours, base = results = rows(recipe, tmp_path, edges(GOOD, odsF=66.0), edges(BASE, odsF=60.0))
+    assert [task.metric for task in shown_tasks(results)] == ["mIoU", "odsF", "RMSE"]
+    # +20 %, +10 % and +50 %.
+    assert ours.delta == {"no-distill": pytest.approx(80 / 3)}
+    text = "\n".join(text_of([ours, base]))
+    assert "boundary odsF ↑" in text
+    assert "66.00" in text
+
+
+@pytest.mark.parametrize("other", [{}, {"odsF_invpt": 60.0}], ids=["by pixel", "another protocol"])
+def test_numbers_of_other_protocols_do_not_mix(recipe: Recipe, tmp_path: Path, other: dict[str, float]) -> None:
+    ours, base = results = rows(recipe, tmp_path, edges(GOOD, odsF=66.0), edges(BASE, **other))
+    assert [task.metric for task in shown_tasks(results)] == ["mIoU", "maxF", "RMSE"]
+    assert ours.delta == {"no-distill": pytest.approx(70 / 3)}
+    assert "boundary maxF ↑" in "\n".join(text_of(results))
+    assert [task.metric for task in shown_tasks([ours])][1] == "odsF"
+    alone = shown_tasks([base])[1]
+    assert (alone.metric, alone.label) == (
+        ("odsF-invpt", "boundary odsF-invpt ↑") if other else ("maxF", "boundary maxF ↑")
+    )
+
+
 def test_a_table_of_distillation_alone_shows_its_loss(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, ["finetune=null"], only="sak")
     stage = stages_of(tmp_path / "x", {"distill": {"loss": 1.23456}})
     del stage["finetune"]
     (row,) = gather(recipe, [RunStages(plan=recipe.runs[0], stages=[stage])])
-    assert (row.dataset, main_values(row)) == ("", {})
+    assert (row.dataset, main_values(row, shown_tasks([row]))) == ("", {})
     text = "\n".join(text_of([row]))
     assert "held-out distill loss" in text
     assert "1.2346" in text

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import NotDoneError, PipelineError
-from pipeline.results import main_values
+from pipeline.results import main_values, shown_tasks
 from pipeline.runs import collect, select, stage_dirs, substudies
 from sak.metrics import delta_m
 from tests.conftest import Finished
@@ -40,13 +40,13 @@ def test_collect_compares_runs(finished: Finished, no_teacher: Callable[..., Any
     assert ours.delta == {
         "no-distill": pytest.approx(
             delta_m(
-                {task: ours.metrics[task] for task in main_values(ours)},
-                {task: base.metrics[task] for task in main_values(base)},
+                {task: ours.metrics[task] for task in main_values(ours, shown_tasks([ours]))},
+                {task: base.metrics[task] for task in main_values(base, shown_tasks([base]))},
                 "scenes",
             )
         )
     }
-    assert list(main_values(single)) == ["semseg", "depth"]
+    assert list(main_values(single, shown_tasks([single]))) == ["semseg", "depth"]
     assert single.delta == {}, "a mean over other tasks would be no comparison"
     assert len(stage_dirs(finished.recipe.runs[2], finished.recipe.out).stages) == 2
     written = json.loads((finished.recipe.out / "results.json").read_text(encoding="utf-8"))

@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.boundary.counts import read_counts
 from pipeline.errors import NotDoneError, PipelineError
 from pipeline.identity import evaluate_dir, finetune_dir
 from pipeline.loader import load_samples
@@ -18,8 +19,10 @@ from pipeline.stages import evaluate as module
 from pipeline.stages.distill import distill
 from pipeline.stages.evaluate import decode_predictions, evaluate, trained_student
 from pipeline.stages.finetune import finetune
+from pipeline.stages.report import report
 from pipeline.students import Normalise
 from pipeline.tensors import to_tensors
+from sak.boundary import image_counts
 from sak.metrics import TaskMetrics
 from store.store import Store
 from tests.conftest import Finished
@@ -122,6 +125,57 @@ def test_distillation_alone_is_scored_by_its_held_out_loss(finished: Finished, t
     found: Any = read_json(path)
     assert found.keys() == {"distill"}
     assert found["distill"]["loss"] > 0
+
+
+@pytest.mark.parametrize("metric", ["odsF", "odsF-mtinet"])
+def test_boundaries_by_odsf_from_counts_that_are_kept(finished: Finished, tmp_path: Path, metric: str) -> None:
+    """Computed again here, from the stored weights; nothing else changes."""
+    changes = ["distill=null", "finetune.alpha=0", f"eval.boundary={metric}", "finetune.tasks=[edge,depth]"]
+    recipe = finished.fresh(tmp_path, *changes)
+    run_stages(recipe, ["finetune", "eval"])
+    study = recipe.runs[0].study
+    stage = evaluate_dir(study, tmp_path)
+    student, _ = trained_student(finetune_dir(study, tmp_path), device=CPU)
+    view_set = next(item for item in Store.open(study.store).view_sets() if "val" in item.name)
+    normalise = Normalise(mean=study.student.mean, std=study.student.std)
+    table = read_counts(stage.path / "boundary.parquet")
+    protocol = metric.removeprefix("odsF-") if "-" in metric else "sak"
+    assert table.rules == (protocol, 0.0075)
+    for row in view_set.usable_rows().tolist():
+        (sample,) = load_samples(view_set, [row], tasks=("edge",))
+        logits = student(normalise(to_tensors([sample]).pixels), with_aligned=False).tasks["edge"]
+        prediction = (logits.detach()[0, 0].sigmoid() * 255).to(torch.uint8).numpy()
+        counts = image_counts(prediction, sample.labels["edge"] == 1, max_dist=0.0075, protocol=protocol)
+        np.testing.assert_array_equal(table.images[sample.key].counts_T4, counts)
+    found: Any = read_json(stage.path / "metrics.json")
+    wanted = table.scores()
+    assert found["edge"][metric] == pytest.approx(100 * wanted.odsF)
+    assert found["edge"].keys() >= {"maxF", "loss", metric}
+    record: Any = stage.record()
+    assert record["boundary"]["protocol"] == protocol
+    assert record["boundary"]["truth"] == "stored boundary labels"
+    (row,) = report(recipe, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"protocol {protocol}, tolerance 0.0075 of the diagonal, against stored boundary labels, on full" in page
+    assert "Precision over recall of boundaries" in page
+    assert row.metrics["edge"][metric] == found["edge"][metric]
+
+
+def test_scoring_by_pixel_is_the_folder_of_before(finished: Finished, tmp_path: Path) -> None:
+    folders = [
+        evaluate_dir(finished.fresh(tmp_path, f"eval.boundary={metric}").runs[0].study, tmp_path)
+        for metric in ("pixel", "odsF", "odsF-invpt")
+    ]
+    assert len({folder.path for folder in folders}) == 3
+    assert "boundary" not in cast("dict[str, Any]", folders[0].inputs["eval"])
+
+
+def test_a_network_without_boundaries_counts_none(finished: Finished, tmp_path: Path) -> None:
+    changes = ["distill=null", "finetune.alpha=0", "finetune.steps=1", "finetune.tasks=[depth]", "eval.boundary=odsF"]
+    run_stages(finished.fresh(tmp_path, *changes), ["finetune", "eval"])
+    (path,) = tmp_path.glob("eval-*/metrics.json")
+    assert read_json(path).keys() == {"depth"}
+    assert not (path.parent / "boundary.parquet").exists()
 
 
 def test_a_gallery_of_none(finished: Finished, tmp_path: Path) -> None:
