@@ -22,6 +22,8 @@ from typer.core import TyperGroup
 
 from pipeline.commands.bench import bench_app
 from pipeline.commands.boundary import eval_boundary
+from pipeline.commands.data import data_app
+from pipeline.commands.options import GpuWorkers, Overrides, RecipeFile, Runs, Scheduler, Workers
 from pipeline.commands.planning import (
     Calibrate,
     DiskRate,
@@ -73,63 +75,10 @@ app = typer.Typer(
     Exit codes: 0 done, or stopped by SIGTERM with all saved; 1 damage found by sak store verify or left by repair;
     2 input to correct; 130 interrupted.""",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make data sets.")
 app.add_typer(store_app, name="store")
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(teachers_app, name="teachers")
-
-RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML); the shipped ones are in workflows/.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE...",
-        help="Changes to the recipe: dotted keys, values read as YAML, as in distill.steps=100 student.router=none.",
-    ),
-]
-Runs = Annotated[
-    list[str] | None,
-    typer.Option("--run", "-r", metavar="NAME", help="Only this run; repeat for several. All of them, if absent."),
-]
-
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        "-w",
-        min=1,
-        metavar="N",
-        help="Start N Dask workers on this machine; each makes whole shards, views and teachers, with its share of"
-        " the cores. As extract.engine=dask extract.workers=N.",
-    ),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ADDRESS",
-        help="Use a Dask cluster that exists: its scheduler's address, tcp://HOST:8786, or scheduler file (.json)."
-        " Its workers must see the store, images and weights under the same paths. As extract.engine=dask"
-        " extract.scheduler=ADDRESS.",
-    ),
-]
-GpuWorkers = Annotated[
-    bool,
-    typer.Option(
-        "--gpu-workers",
-        help="With --scheduler: teachers wait for workers with the resource GPU (dask worker --resources GPU=1)."
-        " Where a worker has it when the run starts, that goes without saying.",
-    ),
-]
-
-
-class Layout(StrEnum):
-    """On-disk layouts that ``sak data scenes`` writes."""
-
-    imagefolder = "imagefolder"
-    pascal_context = "pascal-context"
-    nyud = "nyud"
 
 
 class Part(StrEnum):
@@ -296,25 +245,6 @@ def export(
     with _made_by("run", recipe, overrides):
         size = write(study, loaded.out, out, what=what.value, dtype=dtype.value)
     print(f"{out}: {size / 1e6:.2f} MB")
-
-
-@data_app.command("scenes", epilog="Example:  sak data scenes --layout nyud --out scenes_nyud --train 200 --val 50")
-def data_scenes(
-    layout: Annotated[Layout, typer.Option(help="Whose on-disk layout to write.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; created if absent.")],
-    train: Annotated[int, typer.Option(min=1, help="Training scenes.")] = 64,
-    val: Annotated[int, typer.Option(min=1, help="Validation scenes.")] = 16,
-    size: Annotated[int, typer.Option(min=16, help="Side of a scene in pixels.")] = 128,
-    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
-) -> None:
-    """Render the built-in scenes with labels, in the layout of an image folder, PASCAL-Context or NYUD-v2.
-
-    The readers of the real data sets then run on them: data.eval.source={name: nyud, root: DIR, split: val}.
-    """
-    from pipeline.stages.data import write_scenes
-
-    write_scenes(layout.value, out=out, train=train, val=val, size=size, seed=seed)
-    print(f"{train} training and {val} validation scenes in {out}")
 
 
 def _stages(stages: Sequence[str], recipe: Recipe, only: list[str] | None, ranks: Ranks | None) -> None:
