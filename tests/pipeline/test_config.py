@@ -60,6 +60,7 @@ def test_every_field_is_read_by_somebody(tmp_path: Path, reads: set[tuple[str, s
     recipe = short(tmp_path)
     require_budgets([("sak", recipe.runs[0].study)])
     run_stages(recipe)
+    run_stages(short(tmp_path, "extract.engine=dask"), ["extract"])  # all is there, so no cluster starts
     report(recipe, tmp_path / "report.html")
     run_stages(short(tmp_path, "finetune.schedule=cosine", "finetune.warmup=0.5", f"out={tmp_path}/cosine"))
     run_stages(short(tmp_path, "distill.standardize=channel", "student.lora={rank: 2}", f"out={tmp_path}/other"))
