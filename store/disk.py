@@ -7,7 +7,7 @@ it, or die there. Nothing is decided here; what the calls add up to is in ``stor
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -131,12 +131,15 @@ def listdir(path: Path, /) -> list[str]:
 
 
 def scan(path: Path, /) -> list[tuple[str, os.stat_result]]:
-    """Names in a folder, each with what the system knows about it, links followed; what is not there is left out."""
+    """Names in a folder, each with what the system knows about it; links are followed, unless they lead nowhere."""
     found = []
     with os.scandir(path) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 found.append((entry.name, entry.stat()))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    raise
     return found
 
 

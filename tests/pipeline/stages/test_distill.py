@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import loop
+from pipeline import trainer
 from pipeline.errors import NotDoneError
 from pipeline.identity import distill_dir
 from pipeline.recipes import recipe_from_mapping
@@ -258,14 +258,14 @@ def test_what_is_frozen_stays_and_takes_no_room_in_checkpoints(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str
 ) -> None:
     sizes: list[set[str]] = []
-    real = loop.save_checkpoint
+    real = trainer.save_checkpoint
 
     def noting(*arguments: Any, **options: Any) -> Path:
         path: Path = real(*arguments, **options)
         sizes.append({name for name in load_weights(path) if name.startswith("optim/stem.")})
         return path
 
-    monkeypatch.setattr(loop, "save_checkpoint", noting)
+    monkeypatch.setattr(trainer, "save_checkpoint", noting)
     plain = finished.fresh(tmp_path, "distill.steps=1").runs[0].study
     spec = StudentSpec.from_dict(distill(plain, tmp_path, label="test").record()["spec"])  # type: ignore[arg-type]
     start = make_student(plain.student, spec, seed=plain.seed, load_stem=True).state_dict()

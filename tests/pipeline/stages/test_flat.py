@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pipeline import bad_rows
+from pipeline import bad_rows, column_engine
+from pipeline.column_engine import Overlap
 from pipeline.config import Study
 from pipeline.loader import Loader
 from pipeline.recipes import recipe_from_mapping
@@ -78,6 +79,8 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def test_every_shard_costs_the_same_calls_and_holds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bad_rows, "monotonic", lambda: 0.0)  # its glances go by the clock
+    # One after the other, so that the calls between two commits are those of one shard.
+    monkeypatch.setattr(column_engine, "overlap_of", lambda *_, **__: Overlap(threads=1))
     watch = Watch(monkeypatch)
     extract([study_in(tmp_path)])
     for kind, shards in watch.shards.items():

@@ -22,6 +22,7 @@ from store.store import Store
 from tests.conftest import Finished
 from tests.tiny_recipe import files_of, tiny_recipe, tree_digests
 
+STAGE1 = ("data.eval=null", "finetune=null", "runs={sak: {}}", "baselines=[]")
 COUNTED, TRIED = PlanOptions(calibrate=False), PlanOptions(seconds=0.02)
 
 
@@ -126,13 +127,7 @@ def test_an_exact_column_of_the_same_plan_saves_the_teacher_too(tmp_path: Path) 
 
 
 def test_a_fitted_codec_is_measured_where_the_weights_are_and_nominal_else(tmp_path: Path) -> None:
-    overrides = [
-        "extract.codec={name: klt, error: 0.3, rows: 8}",
-        "data.eval=null",
-        "finetune=null",
-        "runs={sak: {}}",
-        "baselines=[]",
-    ]
+    overrides = ["extract.codec={name: klt, error: 0.3, rows: 8}", *STAGE1]
     assert {item["basis"] for item in columns(plan_extract(studies(tmp_path, *overrides), options=COUNTED))} == {
         "nominal"
     }
@@ -208,7 +203,7 @@ def test_a_finished_store_is_within_any_budget(finished: Finished, no_teacher: C
 
 
 def test_the_planned_bytes_are_an_upper_bound_of_what_is_written(tmp_path: Path) -> None:
-    found = studies(tmp_path, "extract.codec=int8", "data.eval=null", "finetune=null")
+    found = studies(tmp_path, "extract.codec=int8", *STAGE1)
     planned = plan_extract(found, options=COUNTED).plan.disk(str(tmp_path / "store"))
     extract([study for _, study in found])
     written = sum((tmp_path / "store" / name).stat().st_size for name in files_of(tmp_path / "store"))
