@@ -16,12 +16,13 @@ from pipeline.config import Study
 from pipeline.errors import NotDoneError
 from pipeline.needs import needs
 from pipeline.recipes import Recipe, load_recipe
-from pipeline.results import RunResult, gather, main_values
+from pipeline.results import RunResult, gather, main_values, shown_tasks
 from pipeline.runs import stage_dirs
 from pipeline.targets import find_column
 from pipeline.tracking import read_metrics
 from pipeline.viewsets import view_set_spec
 from sak.metrics import delta_m
+from store.errors import MissingColumnError
 from store.store import Store
 
 __all__: list[str] = []
@@ -45,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     seeds = [done_runs(load_recipe(out / "recipe.yaml")) for out in options.outs]
     names = list(dict.fromkeys(name for seed in seeds for name in seed if not name.endswith(STAGE1)))
-    tasks = list(dict.fromkeys(task for seed in seeds for done in seed.values() for task in main_values(done.result)))
+    tasks = list(dict.fromkeys(task for seed in seeds for done in seed.values() for task in headline(done.result)))
     heads = ["run", "seeds", "MB stored", "loss in training", "held-out loss of stage 1", "against base %"]
     print("| " + " | ".join([*heads, *(["Δm %", *tasks] if tasks else [])]) + " |")
     print("|---" + "|---:" * (len(heads) - 1 + (1 + len(tasks) if tasks else 0)) + "|")
@@ -59,12 +60,17 @@ def done_runs(recipe: Recipe) -> dict[str, Done]:
     for plan in recipe.runs:
         try:
             stages = stage_dirs(plan, recipe.out)
-        except NotDoneError:
+        except (NotDoneError, MissingColumnError):
             continue
         (result,) = gather(recipe_of(recipe), [stages])
         log = read_metrics(stages.stages[0]["distill"].path / "metrics.jsonl")
         found[plan.name] = Done(result, statistics.mean(line["total"] for line in log[-3:]), plan.study)
     return found
+
+
+def headline(result: RunResult) -> dict[str, float]:
+    """Each task's headline metric."""
+    return main_values(result, shown_tasks([result]))
 
 
 def recipe_of(recipe: Recipe) -> Recipe:
@@ -96,7 +102,7 @@ def cells(name: str, seeds: Sequence[dict[str, Done]], *, base: str, tasks: Sequ
         return
     yield "" if name == base else spread([delta(*pair) for pair in pairs], "+.2f")
     for task in tasks:
-        yield spread([main_values(seed[name].result)[task] for seed in mine], ".2f")
+        yield spread([headline(seed[name].result)[task] for seed in mine], ".2f")
 
 
 def held_out(seed: dict[str, Done], name: str) -> float:
@@ -107,7 +113,7 @@ def held_out(seed: dict[str, Done], name: str) -> float:
 
 def delta(result: RunResult, base: RunResult) -> float:
     """Δm of the tasks, in per cent; the teachers' loss is none."""
-    ours, theirs = ({name: item.metrics[name] for name in main_values(item)} for item in (result, base))
+    ours, theirs = ({name: item.metrics[name] for name in headline(item)} for item in (result, base))
     return delta_m(ours, theirs, result.dataset)
 
 
