@@ -7,14 +7,13 @@ told of and left: training does not end for it.
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.config_track import MlflowConfig, TrackConfig, WandbConfig
 from pipeline.errors import PipelineError
@@ -65,7 +64,8 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, config: WandbConfig, folder: Path, told: Told, /) -> None:
-        wandb = _package("wandb")
+        with _extra("wandb"):
+            import wandb
         where = {"project": config.project, "entity": config.entity}
         name = _kept(folder / "wandb.json", where) or os.urandom(4).hex()
         settings = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True)
@@ -79,7 +79,8 @@ class _Wandb:
                 settings=settings,
                 group=config.group,
                 mode=config.mode,
-                **where,
+                project=config.project,
+                entity=config.entity,
             )
         write_json(folder / "wandb.json", {"id": name, **where})
         # Steps as an axis of our own: those that a killed run told already may come again.
@@ -95,8 +96,9 @@ class _Wandb:
 
 class _Mlflow:
     def __init__(self, config: MlflowConfig, folder: Path, told: Told, /) -> None:
-        self._entities = _package("mlflow.entities")
-        tracking = _package("mlflow.tracking")
+        with _extra("mlflow"):
+            from mlflow import entities, tracking
+        self._entities = entities
         with _refusals("mlflow", "check track.mlflow.uri, such as sqlite:///runs/mlflow.db"):
             self._client = tracking.MlflowClient(tracking_uri=config.uri)
             where = {"uri": self._client.tracking_uri, "experiment": config.experiment}
@@ -148,14 +150,15 @@ class _Lenient:
         CONSOLE.print(f"track.{self._name}: {_line(error)}; training goes on without it")
 
 
-def _package(name: str) -> Any:
-    extra = name.partition(".")[0]
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Around the import of an optional package."""
     try:
         with _quiet():
-            return importlib.import_module(name)
+            yield
     except ImportError as error:
         raise PipelineError(
-            f"track.{extra}: it is not installed here ({error}); pip install 'sak-distill[{extra}]', or drop the key"
+            f"track.{name}: it is not installed here ({error}); pip install 'sak-distill[{name}]', or drop the key"
         ) from error
 
 

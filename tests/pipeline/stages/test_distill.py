@@ -223,7 +223,7 @@ def test_each_step_learns_from_the_teachers_that_were_drawn(finished: Finished, 
     for step, line in enumerate(metrics(path)):
         (name,) = draw(step)
         levels = [line[f"{name}_level{level}"] for level in (1, 2, 3, 4)]
-        assert {key.split("_")[0] for key in line if "level" in key} == {name}
+        assert {key.rpartition("/")[2].split("_")[0] for key in line if "level" in key} == {name}
         assert line["total"] == pytest.approx(2 * (levels[0] + 2 * levels[3]), rel=1e-5)
 
 
