@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,23 +82,20 @@ def test_the_rank_that_waits_most_is_told_of(clock: _Clock) -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_that_works_while_the_host_waits_does_not_wait() -> None:
+def test_a_gpu_that_works_while_the_host_waits_is_not_said_to_wait() -> None:
+    """Each batch keeps the host about as long as the step keeps the GPU: only the first finds it idle."""
     device = torch.device("cuda")
-    large = torch.randn(4096, 4096, device=device)
+    torch.ones(1, device=device).sum().item()
+    meter = Meter(device, read_bytes=lambda: 0)
 
-    def waited(seconds: float) -> float:
-        meter = Meter(device, read_bytes=lambda: 0)
+    def batches() -> Iterator[Any]:
+        for _ in range(20):
+            time.sleep(0.03)
+            yield object()
 
-        def batches() -> Iterator[Any]:
-            for _ in range(10):
-                torch.cuda._sleep(int(2e6 * 1000 * seconds))  # on the device, beside what follows on the host
-                yield object()
-
-        for _ in meter.timed(batches()):
-            large @ large
-        torch.cuda.synchronize()
-        found = meter.read()
-        assert found["memory/peak"] >= found["memory/allocated"] >= large.nbytes
-        return found["speed/data_wait"]
-
-    assert 0 <= waited(0.0) < 0.5
+    for _ in meter.timed(batches()):
+        torch.cuda._sleep(100_000_000)  # cycles, some 50 ms
+    torch.cuda.synchronize()
+    found = meter.read()
+    assert found["speed/data_wait"] < 0.2
+    assert found["memory/peak"] >= found["memory/allocated"] >= 0
