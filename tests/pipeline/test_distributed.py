@@ -113,6 +113,7 @@ def _work(rank: int, world: int, port: int, folder: str) -> None:
             "total": ranks.total(torch.tensor(rank + 1)).item(),
             "mean": ranks.mean(torch.tensor(float(rank))).item(),
             "largest": ranks.largest_later(rank)(),
+            "each": ranks.largest(torch.tensor([rank, -rank])).tolist(),
         }
         (Path(folder) / f"rank{rank}.json").write_text(json.dumps(facts))
 

@@ -233,6 +233,36 @@ def test_the_norm_is_read_only_where_it_is_recorded(tmp_path: Path) -> None:
     assert run.record(0, named)["grad_norm"] == run.grad_norm.item() > 0
 
 
+def test_only_recorded_steps_are_watched(tmp_path: Path) -> None:
+    seen: list[tuple[int, bool]] = []
+    model = model_of()
+    data: Any = Data()
+    inner = losses_of(model)
+
+    def losses(batch: Batch, /) -> Mapping[str, Tensor]:
+        seen.append((batch.step + 1, batch.watched))
+        return inner(batch) | {"beside/it": torch.tensor(float("inf"))} if batch.watched else inner(batch)
+
+    track = TrackConfig(log_every=4, checkpoint_every=100, tensorboard=False)
+    train(model, losses, data, plan=plan_of(model, track=track), folder=tmp_path, label="test")
+    assert [step for step, watched in seen if watched] == [1, 4, 8, 10]
+    assert [line["step"] for line in read_metrics(tmp_path / "speeds.jsonl")] == [1, 4, 8, 10]
+    assert read_metrics(tmp_path / "metrics.jsonl")[0].keys() == {
+        *("step", "noise", "total", "beside/it", "lr"),
+        "grad_norm",
+    }
+
+
+def test_no_norm_is_taken_where_nobody_wants_it(tmp_path: Path) -> None:
+    model = model_of()
+    run = Trainer(model=model, losses=losses_of(model), plan=plan_of(model), folder=tmp_path)
+    run.step(0, Data().batches(0, 1), watched=True)
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert run.grad_norm is not None
+    torch.testing.assert_close(run.grad_norm, norm)
+    assert "grad_norm" not in run.record(1, run.step(1, Data().batches(1, 2)))
+
+
 @pytest.mark.parametrize(
     ("steps", "epochs", "expected"), [(7, None, 7), (None, 2.0, 50), (None, 0.5, 12), (None, 0.001, 1)]
 )
