@@ -109,7 +109,8 @@ def step_plan(
     if recipe is not None and teachers:
         raise BenchError("step: expected a recipe or --teacher NAME, got both; drop one")
     if recipe is not None:
-        study = load_recipe(recipe, list(overrides)).runs[0].study
+        studies = [run.study for run in load_recipe(recipe, list(overrides)).runs]
+        study = next((study for study in studies if study.distill), studies[0])
         return StepPlan(study=study, students=tuple(students) or (study.student.stem,), own_store=True)
     study = _made_study(teachers or [TEACHER], size=size, overrides=overrides)
     return StepPlan(study=study, students=tuple(students) or STUDENTS)

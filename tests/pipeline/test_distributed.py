@@ -157,6 +157,7 @@ def test_gradients_losses_and_statistics_are_those_of_one_process(tmp_path: Path
             "total": world * (world + 1) // 2,
             "mean": (world - 1) / 2,
             "largest": world - 1,
+            "each": [world - 1, 0],
         }
 
 

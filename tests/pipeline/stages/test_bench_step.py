@@ -48,29 +48,19 @@ def test_goals_are_told_met_or_missed() -> None:
     turns = {"cached": 1.0, "encoded": 0.98, "decoded": 0.96, "online": 1.5}
     line = StepLine("s", 10, 30, 5, {way: [StepTurn(seconds, 0.1, 1e6)] for way, seconds in turns.items()})
     slow = StepLine("t", 10, 60, 5, {**line.turns, "decoded": [StepTurn(0.9, 0.0, 0.0)]})
-    names = (
-        "device",
-        "machine",
-        "torch",
-        "precision",
-        "rounds",
-        "steps",
-        "files",
-        "threads",
-        "load_before",
-        "load_after",
-    )
-    facts = dict.fromkeys(names, 1.0) | {"batch": 8, "size": [8, 8], "teachers": {"a": "int8"}}
+    names = ("device", "machine", "torch", "precision", "rounds", "steps", "files", "threads")
+    facts = dict.fromkeys((*names, "load_before", "load_after"), 1.0) | {
+        "batch": 8,
+        "size": [8, 8],
+        "teachers": {"a": "int8"},
+    }
     one, other, *_ = step_notes(StepResult(conditions=facts, lines=[line, slow]))
     assert "cached / decoded 1.042 (met" in one
     assert "1.50 of at most 2.00 = 0.75 (missed" in one
     assert "cached / decoded 1.111 (missed" in other
-    found = step_json(StepResult(conditions=facts, lines=[replace_online(line)]))["lines"][0]
+    fast = StepLine("s", 10, 30, 5, {**line.turns, "online": [StepTurn(1.9, 0.0, 0.0)]})
+    found = step_json(StepResult(conditions=facts, lines=[fast]))["lines"][0]
     assert (found["gain_met"], found["ways"]["cached"]["images_per_second"]) == (True, 8.0)
-
-
-def replace_online(line: StepLine) -> StepLine:
-    return StepLine("s", 10, 30, 5, {**line.turns, "online": [StepTurn(1.9, 0.0, 0.0)]})
 
 
 def test_teachers_by_name_and_both_students_by_default() -> None:
