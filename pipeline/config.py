@@ -28,6 +28,7 @@ from pipeline.config_loader import LoaderConfig
 from pipeline.config_losses import CompileMode, FeatureLossConfig
 from pipeline.config_student import LoraConfig, StudentConfig
 from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Precision, Size, TeacherConfig
+from pipeline.config_track import TrackConfig
 from pipeline.views import ViewSpec
 from store.codecs.registry import choice_json
 
@@ -259,19 +260,6 @@ class EvalConfig:
             choice_json(self.codec)
         positive("eval", {"batch": self.batch})
         not_negative("eval", {"gallery": self.gallery})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class TrackConfig:
-    """What is recorded while a stage runs. Nothing here changes a result."""
-
-    log_every: int = 10
-    checkpoint_every: int = 500
-    keep: int = 2
-    tensorboard: bool = True
-
-    def __post_init__(self) -> None:
-        positive("track", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every, "keep": self.keep})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

@@ -74,6 +74,14 @@ class Ranks:
         """The mean over all ranks; no gradient passes."""
         return value if self.world == 1 else self.total(value) / self.world
 
+    def largest(self, value: Tensor, /) -> Tensor:
+        """The largest over all ranks, element by element."""
+        if self.world == 1:
+            return value
+        found = value.detach().clone()
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return found
+
     def largest_later(self, value: int, /) -> Callable[[], int]:
         """Ask for the largest value of all ranks; the call returns at once, what it returns waits for the answer."""
         if self.world == 1:

@@ -27,6 +27,7 @@ from pipeline.split import Split
 from pipeline.targets import Encoded, TargetSource
 from pipeline.tensors import to_tensors
 from sak.draws import Share
+from store.crossings import Crossings, counted
 from store.order import EpochOrder
 from store.viewset import ViewSet
 
@@ -44,6 +45,7 @@ class Batch(NamedTuple):
 
     Attributes:
         share: Where in the step's rows these are; ``None`` where they are all of them.
+        watched: Whether the step is recorded, so that losses measure what else is wanted of it.
 
     Shapes:
         pixels: ``(B, 3, H, W)`` uint8.
@@ -57,6 +59,7 @@ class Batch(NamedTuple):
     labels: dict[str, Tensor]
     encoded: Encoded
     share: Share | None = None
+    watched: bool = False
 
 
 def load_samples(view_set: ViewSet | LiveViews, rows: Sequence[int], /, *, tasks: Sequence[str]) -> list[ImageSample]:
@@ -140,6 +143,7 @@ class Loader:
         self._unusable = view_set.unusable_rows()
         self._number, self._cycle = 0, self._order(0)
         self._announced: set[int] = set()
+        self._crossings = Crossings()
         lost = np.bincount(self._unusable // view_set.spec.images, minlength=view_set.spec.views)
         fewest = view_set.spec.images - int(lost.max())  # of all views: cycles are equally long
         self.steps_per_cycle = fewest // batch
@@ -156,6 +160,11 @@ class Loader:
             self._number, self._cycle = cycle, self._order(cycle)
             self._announced.clear()
         return self._cycle.rows(index * self._batch, (index + 1) * self._batch)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes read from the store so far, those ahead of the step included; nothing that is kept is read again."""
+        return self._crossings.read
 
     def _order(self, cycle: int) -> EpochOrder:
         spec, unusable = self._view_set.spec, self._unusable
@@ -199,12 +208,14 @@ class Loader:
         first = step % self.steps_per_cycle * self._batch
         soon = self._cycle.rows(first, first + _ANNOUNCED * self._batch)
         parts = np.unique(self._view_set.spec.parts_of(soon)).tolist()
-        self._targets.prefetch([part for part in parts if part not in self._announced])
+        with counted(self._crossings):
+            self._targets.prefetch([part for part in parts if part not in self._announced])
         self._announced.update(parts)
 
     def _read(self, job: _Job) -> Batch:
-        pixels, labels = to_tensors(self._samples.get(job.rows.tolist()))
-        encoded = self._targets.read(job.rows, step=job.step) if self._targets else {}
+        with counted(self._crossings):
+            pixels, labels = to_tensors(self._samples.get(job.rows.tolist()))
+            encoded = self._targets.read(job.rows, step=job.step) if self._targets else {}
         batch = Batch(job.step, job.rows, pixels, labels, encoded, job.share)
         # Only from page-locked memory are copies to the device asynchronous.
         return _mapped(batch, Tensor.pin_memory) if self._device.type == "cuda" else batch

@@ -6,21 +6,19 @@ A step is ``Trainer.step``; around it are the data, the record, checkpoints and 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from rich.progress import TaskID
 from torch import nn
 
 from pipeline.live_views import LiveViews
-from pipeline.loader import Batch, Loader
+from pipeline.loader import Loader
+from pipeline.meter import Meter
 from pipeline.split import Split
 from pipeline.stopping import Stop
-from pipeline.tracking import CONSOLE, MetricsLog, ProgressBar, progress_bar
+from pipeline.trackers import Told, open_trackers
+from pipeline.tracking import CONSOLE, MetricsLog, progress_bar
 from pipeline.trainer import LossFunction, Trainer, TrainPlan
 from store.viewset import ViewSet
 
@@ -68,17 +66,21 @@ def train(model: nn.Module, losses: LossFunction, loader: Loader, *, plan: Train
     model.train()
     with (
         Stop(split.ranks).listen() as stop,
-        MetricsLog(folder, start=start, tensorboard=track.tensorboard) if split.ranks.first else nullcontext() as log,
+        _log(plan, folder, start=start, label=label) if split.ranks.first else nullcontext() as log,
         progress_bar("steps") as bar,
         closing(loader.batches(start, plan.steps, split=split, loading=plan.loading)) as batches,
     ):
-        meter = _Meter(bar, bar.add_task(label, total=plan.steps, completed=start, note=""))
+        shown = bar.add_task(label, total=plan.steps, completed=start, note="")
+        meter = Meter(run.device, read_bytes=lambda: loader.read_bytes, ranks=split.ranks)
         timed = meter.timed(batches)
         for step in range(start, plan.steps):
-            named = run.step(step, islice(timed, split.accumulate))
-            done, signal = step + 1, stop.asked()
+            done = step + 1
+            watched = track.records(done, of=plan.steps)
+            named = run.step(step, islice(timed, split.accumulate), watched=watched)
+            signal = stop.asked()
             meter.count(split.batch)
-            if done % track.log_every == 0 or done == plan.steps or done == 1:
+            bar.advance(shown, note=meter.note())
+            if watched:
                 values, speeds = run.record(step, named), meter.read()
                 if log is not None:
                     log.write(done, values, speeds=speeds)
@@ -91,36 +93,6 @@ def train(model: nn.Module, losses: LossFunction, loader: Loader, *, plan: Train
     run.finish()
 
 
-@dataclass(slots=True)
-class _Meter:
-    """Images a second and the share of time spent waiting for data, since the last reading."""
-
-    bar: ProgressBar
-    shown: TaskID
-    images: int = 0
-    waited: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches through, timing the wait for each."""
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch
-
-    def count(self, images: int) -> None:
-        """A step is done."""
-        self.images += images
-        spent = max(time.perf_counter() - self.since, 1e-9)
-        note = f"{self.images / spent:.0f} images/s, {100 * self.waited / spent:.0f} % waiting for data"
-        self.bar.advance(self.shown, note=note)
-
-    def read(self) -> dict[str, float]:
-        """Speeds since the last reading."""
-        spent = max(time.perf_counter() - self.since, 1e-9)
-        speeds = {"speed/images_per_s": self.images / spent, "speed/data_wait": self.waited / spent}
-        self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
-        return speeds
+def _log(plan: TrainPlan, folder: Path, *, start: int, label: str) -> MetricsLog:
+    told = Told(label.replace(": ", " "), plan.inputs)
+    return MetricsLog(folder, start=start, trackers=open_trackers(plan.track, folder, told=told, start=start))

@@ -1,18 +1,18 @@
-"""What a stage leaves for people to read: JSON lines, TensorBoard events, and a progress bar or progress lines.
+"""What a stage leaves for people to read: JSON lines, and a progress bar or progress lines.
 
 ``metrics.jsonl`` holds only what the recipe determines, so that a resumed run's file equals an uninterrupted one's;
-speeds go to TensorBoard and to the progress shown.
+speeds go to ``speeds.jsonl`` and to the progress shown, and both go to what ``pipeline.trackers`` knows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
+from typing import IO, Protocol, Self, TypeAlias
 
 from rich.console import Console
 from rich.progress import (
@@ -28,22 +28,24 @@ from rich.progress import (
 
 from pipeline.pace import Pace, progress_line
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 __all__ = [
     "CONSOLE",
     "LINE_SECONDS",
+    "METRICS",
+    "SPEEDS",
     "Advance",
     "MetricsLog",
     "ProgressBar",
     "ShowStep",
+    "Tracker",
     "progress_bar",
     "progress_step",
     "read_metrics",
 ]
 
 Advance: TypeAlias = Callable[[int], object]
+
+METRICS, SPEEDS = "metrics.jsonl", "speeds.jsonl"
 
 LINE_SECONDS = 30.0
 """Least time between two plain lines about one thing."""
@@ -134,23 +136,26 @@ class ShowStep(Protocol):
         """Show it while the context lasts."""
 
 
+class Tracker(Protocol):
+    """Where numbers of a run go besides its own files."""
+
+    def write(self, step: int, values: Mapping[str, float], /) -> None:
+        """Record the numbers of a step."""
+
+    def close(self, *, ok: bool) -> None:
+        """The run ends; ``ok`` unless by an error."""
+
+
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and, when asked, to TensorBoard events beside it.
+    """Appends to ``metrics.jsonl`` and ``speeds.jsonl`` of a folder, and to what else there is.
 
     On resume at ``start`` the lines of later steps, which the killed run wrote after its last checkpoint, are dropped.
     """
 
-    def __init__(self, folder: Path, /, *, start: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, /, *, start: int, trackers: Sequence[Tracker] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
-        if self._path.exists():
-            kept = [line for line in read_metrics(self._path) if line["step"] <= start]
-            # By rename: a kill in the middle must not lose lines that no later step writes again.
-            temporary = self._path.with_name(".metrics.jsonl.tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._writer = _event_writer(folder / "tensorboard", start=start) if tensorboard else None
+        self._trackers = trackers
+        self._values, self._speeds = (_appended(folder / name, start=start) for name in (METRICS, SPEEDS))
 
     def __enter__(self) -> Self:
         return self
@@ -158,24 +163,28 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        self._values.close()
+        self._speeds.close()
+        for tracker in self._trackers:
+            tracker.close(ok=kind is None)
 
     def write(self, step: int, values: Mapping[str, float], /, *, speeds: Mapping[str, float]) -> None:
-        """Record one line: ``values`` in both places, ``speeds`` in TensorBoard alone."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._writer is not None:
-            for name, value in (*values.items(), *speeds.items()):
-                self._writer.add_scalar(name, value, step)
+        """Record a step: ``values``, which the recipe determines, apart from ``speeds``, which no two runs share."""
+        for file, numbers in ((self._values, values), (self._speeds, speeds)):
+            file.write(json.dumps({"step": step, **numbers}) + "\n")
+            file.flush()
+        for tracker in self._trackers:
+            tracker.write(step, {**values, **speeds})
 
 
-def _event_writer(folder: Path, *, start: int) -> SummaryWriter:
-    # Here because it costs a second and torch, which sak store ls and the extraction's workers do without.
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(log_dir=str(folder), purge_step=start + 1)
+def _appended(path: Path, *, start: int) -> IO[str]:
+    if path.exists():
+        kept = [line for line in read_metrics(path) if line["step"] <= start]
+        # By rename: a kill in the middle must not lose lines that no later step writes again.
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+    return path.open("a", encoding="utf-8")
 
 
 def read_metrics(path: Path, /) -> list[dict[str, float]]:

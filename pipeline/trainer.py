@@ -27,7 +27,10 @@ __all__ = ["LossFunction", "TrainPlan", "Trainer"]
 
 
 class LossFunction(Protocol):
-    """A batch to named scalars, one of them ``total``: means over the rows given."""
+    """A batch to named scalars, one of them ``total``: means over the rows given.
+
+    Names with a slash are no losses, but what is recorded beside them on steps that are watched.
+    """
 
     def __call__(self, batch: Batch, /) -> Mapping[str, Tensor]:
         """Losses of one batch."""
@@ -46,6 +49,7 @@ class TrainPlan:
         split: The batch, and this process's part of it.
         ema: Decay of an average of the weights, which the run then leaves in their place; ``None`` for none.
         loading: How much is read before it is needed.
+        inputs: What the result depends on, ready for JSON; told to trackers.
         fused: AdamW in one kernel; its rounding is another.
     """
 
@@ -59,6 +63,7 @@ class TrainPlan:
     split: Split
     ema: float | None = None
     loading: LoaderConfig = field(default_factory=LoaderConfig)
+    inputs: Mapping[str, object] = field(default_factory=dict)
     fused: bool = False
 
 
@@ -100,25 +105,40 @@ class Trainer:
         if self.plan.split.ranks.first:
             save_checkpoint(self.folder / "checkpoints", self.state, step=done, keep=self.plan.track.keep)
 
-    def step(self, step: int, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    def step(self, step: int, batches: Iterable[Batch], *, watched: bool = False) -> dict[str, Tensor]:
         """One optimiser step from this rank's micro-batches; its named losses, still on the device.
 
         They are means over this rank's rows; ``record`` makes them those of the batch.
+
+        Args:
+            watched: The step will be recorded: losses measure what else is wanted of it, and the gradient's norm is
+                taken also where nothing is clipped. It changes no result.
         """
         rate, optimizer, scaler = self.plan.rate(step), self.state.optimizer, self.state.scaler
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         optimizer.zero_grad(set_to_none=True)
-        named = self._accumulate(batches)
-        if self.plan.clip > 0:
-            scaler.unscale_(optimizer)
-            # Kept on the device: reading it here would make every step wait for the device.
-            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        named = (
+            self._accumulate(batch._replace(watched=True) for batch in batches)
+            if watched
+            else (self._accumulate(batches))
+        )
+        # Kept on the device: reading it here would make every step wait for the device.
+        self.grad_norm = self._clipped_norm(watched)
         scaler.step(optimizer)
         scaler.update()
         if self.average is not None:
             self.average.update(self.model, step=step)
         return named
+
+    def _clipped_norm(self, watched: bool) -> Tensor | None:
+        """Clip the gradient if the plan says so; its norm before that, where that or a record needs it."""
+        if not (watched or self.plan.clip > 0):
+            return None
+        self.state.scaler.unscale_(self.state.optimizer)
+        if self.plan.clip > 0:
+            return nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def _accumulate(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """Forward and backward of every micro-batch; the mean of their losses."""
@@ -146,7 +166,7 @@ class Trainer:
         together = torch.stack([value.detach().double() for value in named.values()])
         read = self.plan.split.ranks.mean(together).tolist()
         values = dict(zip(named, read, strict=True))
-        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        wrong = [name for name, value in values.items() if "/" not in name and not math.isfinite(value)]
         if wrong:
             raise PipelineError(
                 f"step {step + 1}: loss {', '.join(wrong)} is not finite; lower the learning rate or set clip,"

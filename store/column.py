@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -258,7 +259,7 @@ class Column:
                 left -= commit.objects[path].size if path in commit.objects else 0
                 if left < 0:
                     return
-                pool(self._options.threads).submit(self._shard, path, commit)
+                pool(self._options.threads).submit(copy_context().run, self._shard, path, commit)
 
     def summary(self) -> Summary:
         """Rows, parts, bytes, seconds and averaged stats so far."""

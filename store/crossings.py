@@ -33,9 +33,13 @@ _current: ContextVar[Crossings | None] = ContextVar("crossings", default=None)
 
 
 @contextmanager
-def counted() -> Iterator[Crossings]:
-    """Count what this thread, and threads of ``store.workers`` that work for it, move meanwhile."""
-    crossings = Crossings()
+def counted(into: Crossings | None = None, /) -> Iterator[Crossings]:
+    """Count what this thread, and threads of ``store.workers`` that work for it, move meanwhile.
+
+    Args:
+        into: Where it is added to; None for a new count.
+    """
+    crossings = into or Crossings()
     token = _current.set(crossings)
     try:
         yield crossings

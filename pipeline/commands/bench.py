@@ -169,6 +169,64 @@ def bench_extract(
     _show_extraction(measure(dataclasses.replace(plan, folder=folder, seed=seed)), as_json=as_json)
 
 
+@bench_app.command(
+    "step", epilog="Example:  sak bench step --teacher dinov2_vitb14 --size 384 --batch 64 --precision bf16"
+)
+def bench_step(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE", help="Measure this recipe's step, from its own store.")
+    ] = None,
+    overrides: Overrides = None,
+    teacher: Teachers = None,
+    student: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STEM", help="A timm ViT; repeat for more; a recipe's own, or a ViT-S and a ViT-B."),
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Side of the made views.")] = 224,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows of a step; a recipe's own, or 16.")] = None,
+    codec: Codec = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cuda, cpu, or auto.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of student and teachers, by autocast.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="The student through torch.compile.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a turn.")] = 10,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps before them that are not timed.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns; medians are shown.")] = 3,
+    shard: Annotated[int, typer.Option(min=1, help="Rows of a made shard.")] = 64,
+    cold: Annotated[bool, typer.Option("--cold", help="Drop cached file pages before every turn.")] = False,
+    threads: Threads = None,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the step of stage 1 with targets from a store, in memory, and from live teachers, in turn.
+
+    Without a recipe, a small store is made of images and of the maps of teachers with random weights. The limit is what
+    leaving out the teachers can gain at most, from counted multiply-adds. What was measured: docs/studies/step.md.
+    """
+    from pipeline.bench.step_tables import step_json, step_notes, step_table
+    from pipeline.stages.bench_step import bench_step as measure
+    from pipeline.stages.bench_step import step_plan
+
+    asked = {
+        "device": device,
+        "threads": threads,
+        "extract.codec": codec,
+        "distill.batch": batch,
+        "distill.precision": precision.value if precision else None,
+        "extract.precision": precision.value if precision and recipe is None else None,
+        "distill.compile": "true" if compiled else None,
+    }
+    changes = [*(overrides or []), *(f"{key}={value}" for key, value in asked.items() if value)]
+    plan = step_plan(recipe, teachers=teacher or [], students=student or [], overrides=changes, size=size)
+    plan = dataclasses.replace(plan, steps=steps, warmup=warmup, rounds=rounds, shard=shard, cold=cold, folder=folder)
+    result = measure(plan)
+    if as_json:
+        print(json.dumps(step_json(result), indent=1))
+        return
+    print_table(step_table(result))
+    for line in step_notes(result):
+        print(line)
+
+
 def _show_extraction(result: ExtractionResult, *, as_json: bool) -> None:
     from pipeline.bench.extraction_tables import extraction_json, extraction_notes, extraction_table
 

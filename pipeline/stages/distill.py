@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-
-from torch import Tensor
 
 from pipeline.config import DistillConfig, Study
 from pipeline.distributed import ALONE, Ranks
 from pipeline.feature_crop import seen_targets
+from pipeline.feature_losses import FeatureLosses
 from pipeline.identity import distill_dir
 from pipeline.live_views import seen_views
-from pipeline.loader import Batch, Loader
+from pipeline.loader import Loader
 from pipeline.loop import length_line, steps_of, train
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.sampling import TeacherDraw
@@ -25,7 +24,6 @@ from pipeline.trainer import TrainPlan
 from pipeline.training import compiled, distill_rate, loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import cached_source, complete_views, view_size
-from sak.losses.distill import distill_loss
 from sak.student.lora import merge_lora
 from sak.student.model import Student, parameter_counts
 from sak.weights import save_weights
@@ -66,24 +64,24 @@ def distill(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) -> 
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed, targets=targets, device=device)
     plan = _plan(study, config, student, split=split, steps=steps, images=images)
-    normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
-    forward = compiled(student, config.compile, device=device)
-    weights = loss_weights(config, teachers=study.student_teachers, scale=draw.scale if draw else 1.0)
-    standards = Standards({})
-
-    def losses(batch: Batch) -> Mapping[str, Tensor]:
-        asked = draw(batch.step) if draw else None
-        aligned = forward(normalise(batch.pixels), teachers=asked, share=batch.share).aligned
-        wanted = standards(targets.targets(batch.encoded, batch.pixels))
-        return distill_loss(wanted, aligned, config.loss, cosine=config.cosine, weights=weights)
-
+    plan = replace(plan, inputs=stage.inputs)
+    losses = FeatureLosses(
+        student=student,
+        forward=compiled(student, config.compile, device=device),
+        normalise=Normalise(mean=study.student.mean, std=study.student.std).to(device),
+        config=config,
+        targets=targets,
+        weights=loss_weights(config, teachers=study.student_teachers, scale=draw.scale if draw else 1.0),
+        standards=Standards({}),
+        draw=draw,
+    )
     CONSOLE.print(f"{label}: distill {length_line(view_set, steps=steps, split=split)}; {config.targets} targets")
     with stage.work(device=device, ranks=ranks) as record:
         if ranks.first:
             record |= record_uses(study, stage, view_set=stored, targets=targets)
             keep_standards(config, stage.path, source=targets, view_set=view_set, device=device)
         ranks.wait()
-        standards = read_standards(config, stage.path, device=device)
+        losses = replace(losses, standards=read_standards(config, stage.path, device=device))
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: distill")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from pipeline.config import FinetuneConfig, Study
 from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import NotDoneError, PipelineError
+from pipeline.feature_losses import adapter_scales, gate_weights
 from pipeline.identity import distill_dir, finetune_dir
 from pipeline.loader import Batch, Loader
 from pipeline.loop import length_line, steps_of, train
@@ -25,7 +27,7 @@ from pipeline.trainer import TrainPlan
 from pipeline.training import compiled, finetune_rate, loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views, view_size
-from sak.losses.distill import distill_loss
+from sak.losses.distill import distill_loss, distill_measures
 from sak.losses.tasks import task_losses
 from sak.spec import StudentSpec
 from sak.student.model import Student, StudentOutput, load_stage1, parameter_counts
@@ -64,6 +66,7 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     steps = steps_of(config.steps, config.epochs, images=view_set.spec.images, batch=config.batch)
     before = distill_dir(study, out) if study.distill else None
     losses = _Losses(
+        student,
         compiled(student, config.compile, device=device),
         Normalise(mean=study.student.mean, std=study.student.std).to(device),
         config,
@@ -77,7 +80,7 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     with stage.work(device=device, ranks=ranks) as record:
         if ranks.first:
             record |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
-        plan = _plan(study, config, student, split=split, steps=steps)
+        plan = replace(_plan(study, config, student, split=split, steps=steps), inputs=stage.inputs)
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed + 1, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: finetune")
@@ -150,6 +153,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 class _Losses(NamedTuple):
     """Task losses, plus alpha times the teachers' loss where the study asks for it."""
 
+    student: Student
     forward: Callable[..., StudentOutput]
     normalise: Normalise
     config: FinetuneConfig
@@ -163,12 +167,19 @@ class _Losses(NamedTuple):
         shares = task_losses(self.dataset, output.tasks, batch.labels, total=self.ranks.total)
         # Shares add up to the batch's loss; training takes means over ranks.
         named = {name: value * self.ranks.world for name, value in shares.items()}
+        if batch.watched:
+            gates = gate_weights(output.gates, teachers=tuple(self.student.paths))
+            named |= {**gates, **adapter_scales(self.student)}
         if self.targets is None:
             return named
         wanted = self.standards(self.targets.targets(batch.encoded, batch.pixels))
         config, weights = self.config, loss_weights(self.config)
-        feature = distill_loss(wanted, output.aligned, config.loss, cosine=config.cosine, weights=weights)["total"]
-        return {**named, "distill": feature, "total": named["total"] + self.config.alpha * feature}
+        found = distill_loss(wanted, output.aligned, config.loss, cosine=config.cosine, weights=weights)
+        feature = found.pop("total")
+        if batch.watched:
+            measures = distill_measures(wanted, output.aligned, config.loss, cosine=config.cosine, beta=config.beta)
+            named |= {**{f"distill/{name}": value for name, value in found.items()}, **measures}
+        return {**named, "distill": feature, "total": named["total"] + config.alpha * feature}
 
 
 def _plan(study: Study, config: FinetuneConfig, student: Student, *, split: Split, steps: int) -> TrainPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,8 @@ from store.store import Store
 __all__ = ["report"]
 
 Array = NDArray[np.generic]
+
+_COSINE = "cosine/"
 
 
 def report(recipe: Recipe, path: Path, /) -> list[RunResult]:
@@ -110,13 +113,31 @@ def _curves(run: RunStages) -> Iterator[Curve]:
     for stage in ("distill", "finetune"):
         lines = read_metrics(run.stages[0][stage].path / "metrics.jsonl") if stage in run.stages[0] else []
         if lines:
-            names = ["total", *(name for name in lines[-1] if name not in ("step", "lr", "grad_norm", "total"))]
             yield Curve(
                 run=run.plan.name,
                 stage="distill" if stage == "distill" else "finetune",
                 steps=np.array([line["step"] for line in lines]),
-                values={name: np.array([line.get(name, math.nan) for line in lines]) for name in names},
+                values=_series(lines),
             )
+
+
+def _series(lines: list[dict[str, float]]) -> dict[str, NDArray[np.float64]]:
+    """Losses, the total first, then each teacher's cosine as the mean over its levels; not a number where it has none.
+
+    Other names with a slash are for trackers: they are too many for a page.
+    """
+    names = dict.fromkeys(name for line in lines for name in line)
+    losses = [name for name in names if "/" not in name and name not in ("step", "lr", "grad_norm", "total")]
+    found = {name: [line.get(name, math.nan) for line in lines] for name in ("total", *losses)}
+    for teacher in dict.fromkeys(_teacher(name) for name in names if name.startswith(_COSINE)):
+        levels = [[value for name, value in line.items() if _teacher(name) == teacher] for line in lines]
+        found[f"cosine to {teacher}"] = [statistics.fmean(values) if values else math.nan for values in levels]
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def _teacher(name: str) -> str:
+    """Of ``cosine/<teacher>_level<i>``; empty for other names."""
+    return name[len(_COSINE) :].rpartition("_level")[0] if name.startswith(_COSINE) else ""
 
 
 def _costs(run: RunStages) -> Iterator[StageCost]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from sak.errors import SakError, UnknownNameError
 from sak.grids import resize_map
 
-__all__ = ["COSINES", "KINDS", "PUBLISHED", "LossWeights", "distill_loss"]
+__all__ = ["COSINES", "KINDS", "PUBLISHED", "LossWeights", "distill_loss", "distill_measures"]
 
 KINDS = ("cos+l1", "cos", "l2")
 """``cos+l1`` is 0.9 cosine distance + 0.1 smooth L1 (beta 1) unless weighed otherwise, the paper's; ``l2`` is the mean
@@ -121,6 +121,37 @@ def distill_loss(
             losses[where] = _pair_loss(*pair, kind=kind, cosine=cosine, weights=weights)
             terms.append(losses[where] * weights.of(name, level=level, levels=len(target_maps)))
     return losses | {"total": torch.stack(terms).sum()}
+
+
+@torch.no_grad()
+def distill_measures(
+    teacher: Mapping[str, Sequence[Tensor]],
+    student: Mapping[str, Sequence[Tensor]],
+    kind: str,
+    *,
+    cosine: str = "image",
+    beta: float = 1.0,
+) -> dict[str, Tensor]:
+    """How near every map is, for people to watch; no gradient passes.
+
+    Args:
+        teacher, student, kind, cosine: As ``distill_loss`` has taken them.
+        beta: Of its weights.
+
+    Returns:
+        For each ``<teacher>_level<i>``: ``cosine/...``, the mean over tokens of the cosine between the two; and of the
+        loss ``cos+l1`` its two terms before they are weighed, ``loss_cosine/...`` and ``loss_l1/...``.
+    """
+    found = {}
+    for name, target_maps in teacher.items():
+        for level, (target_BCHW, feat_BCHW) in enumerate(zip(target_maps, student[name], strict=True)):
+            where = f"{name}_level{level + 1}"
+            target_BCHW, feat_BCHW = _match(target_BCHW, feat_BCHW, where=where)
+            found[f"cosine/{where}"] = functional.cosine_similarity(target_BCHW, feat_BCHW, dim=1).mean()
+            if kind == "cos+l1":
+                found[f"loss_cosine/{where}"] = _cosine_distance(target_BCHW, feat_BCHW, cosine=cosine)
+                found[f"loss_l1/{where}"] = functional.smooth_l1_loss(feat_BCHW, target_BCHW, beta=beta)
+    return found
 
 
 def _check_names(teacher: Mapping[str, Sequence[Tensor]], student: Mapping[str, Sequence[Tensor]]) -> None:

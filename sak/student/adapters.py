@@ -50,6 +50,10 @@ class AdapterPath(nn.ModuleList):
         """Make the path for a stem of that many blocks: ``blocks + 1`` adapters."""
         super().__init__(Adapter(width, down_ratio=down_ratio) for _ in range(blocks + 1))
 
+    def scales(self) -> list[Tensor]:
+        """The learnable scale of each adapter, before the first block and after each."""
+        return [adapter.get_parameter("scale") for adapter in self]
+
     def forward(self, stages_BNC: list[Tensor], levels: tuple[int, ...], *, recompute: bool = False) -> list[Tensor]:
         """Run the path along the stem.
 

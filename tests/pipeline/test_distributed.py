@@ -113,6 +113,7 @@ def _work(rank: int, world: int, port: int, folder: str) -> None:
             "total": ranks.total(torch.tensor(rank + 1)).item(),
             "mean": ranks.mean(torch.tensor(float(rank))).item(),
             "largest": ranks.largest_later(rank)(),
+            "each": ranks.largest(torch.tensor([rank, -rank])).tolist(),
         }
         (Path(folder) / f"rank{rank}.json").write_text(json.dumps(facts))
 
@@ -156,6 +157,7 @@ def test_gradients_losses_and_statistics_are_those_of_one_process(tmp_path: Path
             "total": world * (world + 1) // 2,
             "mean": (world - 1) / 2,
             "largest": world - 1,
+            "each": [world - 1, 0],
         }
 
 

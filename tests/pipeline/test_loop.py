@@ -30,12 +30,13 @@ class Data:
     """A loader whose batches are a function of the step."""
 
     def __init__(self) -> None:
-        self.opened = self.closed = 0
+        self.opened = self.closed = self.read_bytes = 0
 
     def batches(self, start: int, stop: int, /, **_: Any) -> Any:
         self.opened += 1
         try:
             for step in range(start, stop):
+                self.read_bytes += 100
                 pixels = torch.full((2, 3, 4, 4), step % 7, dtype=torch.uint8)
                 yield Batch(step, np.array([step, step + 1]), pixels, {}, {})
         finally:
@@ -200,9 +201,10 @@ def test_groups_train_at_their_share_of_the_rate(tmp_path: Path) -> None:
 
 def test_clipping_bounds_and_records_the_norm(tmp_path: Path) -> None:
     run(tmp_path / "free", steps=3)
-    assert "grad_norm" not in read_metrics(tmp_path / "free/metrics.jsonl")[0]
+    free = read_metrics(tmp_path / "free/metrics.jsonl")
     run(tmp_path / "clipped", steps=3, clip=1e-3)
     lines = read_metrics(tmp_path / "clipped/metrics.jsonl")
+    assert free[0]["grad_norm"] == pytest.approx(lines[0]["grad_norm"], rel=1e-5)
     assert all(line["grad_norm"] > 1e-3 for line in lines)
     assert [line["lr"] for line in lines] == [0.01, 0.005, 0.01 / 3]
 
@@ -229,6 +231,34 @@ def test_the_norm_is_read_only_where_it_is_recorded(tmp_path: Path) -> None:
     named = run.step(0, Data().batches(0, 1))
     assert isinstance(run.grad_norm, Tensor)
     assert run.record(0, named)["grad_norm"] == run.grad_norm.item() > 0
+
+
+def test_only_recorded_steps_are_watched(tmp_path: Path) -> None:
+    seen: list[tuple[int, bool]] = []
+    model = model_of()
+    data: Any = Data()
+    inner = losses_of(model)
+
+    def losses(batch: Batch, /) -> Mapping[str, Tensor]:
+        seen.append((batch.step + 1, batch.watched))
+        return inner(batch) | {"beside/it": torch.tensor(float("inf"))} if batch.watched else inner(batch)
+
+    track = TrackConfig(log_every=4, checkpoint_every=100, tensorboard=False)
+    train(model, losses, data, plan=plan_of(model, track=track), folder=tmp_path, label="test")
+    assert [step for step, watched in seen if watched] == [1, 4, 8, 10]
+    assert [line["step"] for line in read_metrics(tmp_path / "speeds.jsonl")] == [1, 4, 8, 10]
+    named = {"step", "noise", "total", "beside/it", "lr", "grad_norm"}
+    assert read_metrics(tmp_path / "metrics.jsonl")[0].keys() == named
+
+
+def test_no_norm_is_taken_where_nobody_wants_it(tmp_path: Path) -> None:
+    model = model_of()
+    run = Trainer(model=model, losses=losses_of(model), plan=plan_of(model), folder=tmp_path)
+    run.step(0, Data().batches(0, 1), watched=True)
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert run.grad_norm is not None
+    torch.testing.assert_close(run.grad_norm, norm)
+    assert "grad_norm" not in run.record(1, run.step(1, Data().batches(1, 2)))
 
 
 @pytest.mark.parametrize(

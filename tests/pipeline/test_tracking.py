@@ -9,8 +9,8 @@ from pipeline import tracking
 from pipeline.tracking import MetricsLog, progress_bar, read_metrics
 
 
-def log(folder: Path, steps: range, *, start: int = 0, tensorboard: bool = False) -> None:
-    with MetricsLog(folder, start=start, tensorboard=tensorboard) as file:
+def log(folder: Path, steps: range, *, start: int = 0) -> None:
+    with MetricsLog(folder, start=start) as file:
         for step in steps:
             file.write(step, {"total": step / 3, "lr": 1e-3}, speeds={"speed/images_per_s": 5.0 + step})
 
@@ -19,7 +19,8 @@ def test_lines_hold_values_and_no_speeds(tmp_path: Path) -> None:
     log(tmp_path, range(1, 4))
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert lines == [{"step": step, "total": step / 3, "lr": 1e-3} for step in (1, 2, 3)]
-    assert not (tmp_path / "tensorboard").exists()
+    speeds = read_metrics(tmp_path / "speeds.jsonl")
+    assert speeds == [{"step": step, "speed/images_per_s": 5.0 + step} for step in (1, 2, 3)]
 
 
 def test_resuming_drops_lines_after_the_checkpoint(tmp_path: Path) -> None:
@@ -28,8 +29,9 @@ def test_resuming_drops_lines_after_the_checkpoint(tmp_path: Path) -> None:
     with (tmp_path / "cut" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 6, "tot')
     log(tmp_path / "cut", range(4, 8), start=3)
-    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["metrics.jsonl"]
+    for name in ("metrics.jsonl", "speeds.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["metrics.jsonl", "speeds.jsonl"]
 
 
 def test_a_kill_while_dropping_lines_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,18 +43,8 @@ def test_a_kill_while_dropping_lines_loses_none(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        MetricsLog(tmp_path, start=2, tensorboard=False)
+        MetricsLog(tmp_path, start=2)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
-def test_tensorboard_gets_values_and_speeds(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log(tmp_path, range(1, 4), tensorboard=True)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert {"total", "lr", "speed/images_per_s"} <= set(events.Tags()["scalars"])
-    assert [(item.step, item.value) for item in events.Scalars("speed/images_per_s")] == [(1, 6), (2, 7), (3, 8)]
 
 
 def test_no_file_is_no_lines(tmp_path: Path) -> None:
@@ -60,7 +52,7 @@ def test_no_file_is_no_lines(tmp_path: Path) -> None:
 
 
 def test_numbers_come_back_exactly(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path, start=0, tensorboard=False) as file:
+    with MetricsLog(tmp_path, start=0) as file:
         file.write(1, {"total": 0.1 + 0.2}, speeds={})
     assert json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8"))["total"] == 0.1 + 0.2
 
@@ -96,8 +88,8 @@ def test_long_work_prints_a_plain_line_now_and_then(
         "training [a]: 40/60 steps, 0.5 steps/s, ETA 0:00:40",
         "training [a]: 55/60 steps, 0.5 steps/s, ETA 0:00:10",
     ]
-    noted = lines_of(capfd, monkeypatch, seconds=40.0, steps=2, note="7 images/s, 3 % waiting for data")
-    assert noted[1] == "training [a]: 12/60 steps, 7 images/s, 3 % waiting for data, ETA 0:32:00"
+    noted = lines_of(capfd, monkeypatch, seconds=40.0, steps=2, note="7 images/s, data wait 3 %")
+    assert noted[1] == "training [a]: 12/60 steps, 7 images/s, data wait 3 %, ETA 0:32:00"
 
 
 def test_work_of_unknown_size_prints_no_eta(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

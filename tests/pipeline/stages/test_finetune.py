@@ -39,9 +39,9 @@ def test_cached_and_online_targets_give_the_same_losses(finished: Finished, tmp_
     online = read_metrics(finetuned(finished, tmp_path / "o", *options, "finetune.targets=online") / "metrics.jsonl")
     assert len(cached) == len(online) == 20
     for one, other in zip(cached, online, strict=True):
-        assert one == pytest.approx(other, rel=1e-5)
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
     tasks = {"semseg", "human_parts", "sal", "normals", "edge", "depth"}
-    assert tasks | {"step", "total", "distill", "lr", "grad_norm"} == cached[0].keys()
+    assert tasks | {"step", "total", "distill", "lr", "grad_norm"} == {name for name in cached[0] if "/" not in name}
 
 
 @pytest.mark.parametrize("stopped", [[3], [4], [5], [5, 1]])

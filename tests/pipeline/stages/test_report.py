@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,21 @@ def test_an_unfinished_recipe_has_no_page(finished: Finished, tmp_path: Path) ->
     with pytest.raises(NotDoneError, match="distill is not done"):
         report(finished.fresh(tmp_path / "out"), tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_curves_are_losses_and_the_cosine_to_each_teacher() -> None:
+    lines = [
+        {"step": 1, "a_level1": 2.0, "cosine/a_level1": 0.25, "cosine/a_level2": 0.75, "total": 3.0, "scale/a_0": 1.0},
+        {"step": 2, "b_level1": 1.0, "cosine/b_level1": 0.5, "total": 2.0, "lr": 0.1, "grad_norm": 1.0},
+    ]
+    found = {name: values.tolist() for name, values in module._series(lines).items()}
+    assert found == {
+        "total": [3.0, 2.0],
+        "a_level1": [2.0, pytest.approx(math.nan, nan_ok=True)],
+        "b_level1": [pytest.approx(math.nan, nan_ok=True), 1.0],
+        "cosine to a": [0.5, pytest.approx(math.nan, nan_ok=True)],
+        "cosine to b": [pytest.approx(math.nan, nan_ok=True), 0.5],
+    }
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sak.errors import SakError, UnknownNameError
-from sak.losses.distill import KINDS, LossWeights, distill_loss
+from sak.losses.distill import COSINES, KINDS, LossWeights, distill_loss, distill_measures
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "sak_reference_losses_metrics.npz"
 TEACHERS = ("dinov2", "sam", "clip")
@@ -113,3 +113,25 @@ def test_weights_that_no_loss_can_have_are_refused() -> None:
     one = torch.zeros(2, 8, 4, 4)
     with pytest.raises(SakError, match="level_weights: expected 1, one a level, got 2"):
         distill_loss({"a": [one]}, {"a": [one]}, "cos", weights=LossWeights(levels=(1.0, 2.0)))
+
+
+@pytest.mark.parametrize("cosine", COSINES)
+def test_measures_are_the_parts_of_the_loss(cosine: str) -> None:
+    weights = LossWeights(cosine=0.7, l1=0.2, beta=0.5)
+    target, feat = maps("teacher"), maps("student")
+    losses = distill_loss(target, feat, "cos+l1", cosine=cosine, weights=weights)
+    found = distill_measures(target, feat, "cos+l1", cosine=cosine, beta=0.5)
+    for name in losses.keys() - {"total"}:
+        together = 0.7 * found.pop(f"loss_cosine/{name}") + 0.2 * found.pop(f"loss_l1/{name}")
+        torch.testing.assert_close(together, losses[name])
+    assert found.keys() == {f"cosine/{name}" for name in losses.keys() - {"total"}}
+
+
+@pytest.mark.parametrize("kind", ["cos", "l2"])
+def test_the_cosine_of_tokens_is_measured_for_every_loss(kind: str) -> None:
+    target, feat = torch.randn(2, 8, 4, 5), torch.randn(2, 8, 4, 5, requires_grad=True)
+    (value,) = distill_measures({"a": [target]}, {"a": [feat]}, kind).values()
+    one, other = target.numpy(), feat.detach().numpy()
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    assert float(value) == pytest.approx(((one * other).sum(axis=1) / lengths).mean(), abs=1e-6)
+    assert not value.requires_grad
