@@ -6,7 +6,8 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -176,13 +177,10 @@ class CommitLog:
             MissingColumnError: The view set or column has been removed.
             StoreError: The disk is full or fails; nothing is committed.
         """
-        with self._root.lock(f"{self._folder}/commits"):
+        with self.writing(commit.part):
             standing = self.find(commit.part)
             if standing is not None:
                 return standing
-            record = "column" if self._folder.startswith("columns/") else "view_set"
-            if self._root.stamp(f"{self._folder}/{record}.json") is None:  # gone while we waited for the lock
-                raise MissingColumnError(f"{self._folder}: was removed while it was being written; run this again")
             try:
                 written = self._write(commit, objects, spent)
             except ConflictError:
@@ -193,6 +191,21 @@ class CommitLog:
                 return standing
             self._keep(written)
         return written
+
+    @contextmanager
+    def writing(self, part: int, /) -> Iterator[None]:
+        """Keep away other writers of a part, and whoever removes parts; writers of other parts go on.
+
+        Raises:
+            MissingColumnError: The view set or column has been removed.
+            StoreError: The disk fails.
+        """
+        with self._root.lock(f"{self._folder}/commits", shared=True):
+            record = "column" if self._folder.startswith("columns/") else "view_set"
+            if self._root.stamp(f"{self._folder}/{record}.json") is None:  # gone while we waited for the lock
+                raise MissingColumnError(f"{self._folder}: was removed while it was being written; run this again")
+            with self._root.lock_name(f"{self._folder}/locks/{part_name(part)}"):
+                yield
 
     def _write(self, commit: PartCommit, objects: Iterable[tuple[str, bytes]], spent: Spent) -> PartCommit:
         digests: dict[str, ObjectDigest] = {}

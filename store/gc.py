@@ -190,6 +190,8 @@ def _remove(root: Root, item: Garbage) -> bool:
 
 def _remove_part(root: Root, item: Garbage) -> bool:
     folder, _, number = item.path.rpartition(" part ")
+    if _is_locked(root, folder):  # writers come and go, and no lock says that it is our turn
+        return False
     with root.lock(f"{folder}/commits"):
         if root.stamp(f"{folder}/commits/{part_name(int(number))}.json") is not None:
             return False
@@ -199,7 +201,12 @@ def _remove_part(root: Root, item: Garbage) -> bool:
 
 
 def _remove_owner(root: Root, item: Garbage) -> bool:
-    commits = f"{item.path}/commits"
+    commits, columns = f"{item.path}/commits", f"columns/{item.path.split('/')[1]}"
+    if _is_locked(root, item.path):
+        return False
+    # A column that could not be removed, or that was begun meanwhile, keeps its view set.
+    if item.kind == "view set" and any(root.files(f"{columns}/{name}") for name in root.names(columns)):
+        return False
     with contextlib.ExitStack() as stack:
         for place in (item.path, commits):
             if root.exists(place):
@@ -210,7 +217,6 @@ def _remove_owner(root: Root, item: Garbage) -> bool:
         for path in [*sorted(planned), record_of(item.path)]:
             root.remove(path)
         root.remove_tree(item.path)
-    columns = f"columns/{item.path.split('/')[1]}"
     if item.kind == "view set" and not root.names(columns):
         root.remove_tree(columns)
     return True

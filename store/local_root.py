@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 import stat
@@ -19,12 +17,12 @@ from store import disk
 from store.crossings import count
 from store.errors import CorruptShardError, FormatError, StoreError
 from store.local_file import LocalFile, digest_of, stamp_of
+from store.local_lock import drop_passing, is_taken, take, take_passing
 from store.root import Stamp, check_relative, is_name, is_temporary, made_temporary, temporary_name
 
 __all__ = ["LocalRoot"]
 
 _ABANDONED_SECONDS = 24 * 3600
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 _live: set[str] = set()
 
@@ -204,21 +202,8 @@ class LocalRoot:
     def is_locked(self, relative: str, /) -> bool | None:
         """Whether somebody holds a folder's lock at this moment; None where the file system has no locks."""
         folder = self.local(relative)
-        try:
-            with _readable(folder):
-                descriptor = disk.open_folder(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
         with _readable(folder):
-            try:
-                disk.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (*_NO_LOCKS, errno.EWOULDBLOCK):
-                    raise
-                return True if error.errno == errno.EWOULDBLOCK else None
-            finally:
-                disk.close(descriptor)
-        return False
+            return is_taken(folder)
 
     def write_atomic(self, relative: str, data: bytes, /, *, replace: bool = False) -> None:
         """Write a file so that a reader sees the old one, or the whole new one, and a crash leaves no third case.
@@ -267,19 +252,30 @@ class LocalRoot:
             _sync_folder(top.parent)
 
     @contextlib.contextmanager
-    def lock(self, relative: str, /) -> Iterator[None]:
+    def lock(self, relative: str, /, *, shared: bool = False) -> Iterator[None]:
         """Hold a folder's lock, which the system drops when its holder dies; leaves no file behind."""
         folder = self.local(relative)
         with _explained(folder):
             _make_folders(folder)
-            descriptor = disk.open_folder(folder)
+            descriptor = take(folder, shared=shared)
         try:
-            with _explained(folder):
-                _lock(descriptor)
             yield
         finally:
             with _explained(folder):
                 disk.close(descriptor)
+
+    @contextlib.contextmanager
+    def lock_name(self, relative: str, /) -> Iterator[None]:
+        """Hold the lock of a name: of an empty folder, which a holder that dies leaves behind for the next."""
+        folder = self.local(relative)
+        with _explained(folder):
+            _make_folders(folder.parent)
+            descriptor = take_passing(folder)
+        try:
+            yield
+        finally:
+            with _explained(folder):
+                drop_passing(folder, descriptor)
 
     def clean(self, relative: str | None, /, *, skip: Callable[[str], bool] | None = None) -> int:
         """Remove temporary files whose writer has died, below a folder or, for None, in the root alone.
@@ -335,16 +331,6 @@ def _readable(path: Path) -> Iterator[None]:
         raise StoreError(
             f"{path}: cannot be read ({error.strerror}); mend the cause and run the same command again"
         ) from error
-
-
-def _lock(descriptor: int) -> None:
-    try:
-        disk.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        # Some network file systems have no locks. Then two writers of one part stay safe as long as they write the
-        # same bytes, because every rename is atomic.
-        if error.errno not in _NO_LOCKS:
-            raise
 
 
 def _write_durable(path: Path, data: bytes) -> str:

@@ -245,10 +245,14 @@ class ObjectRoot:
         for path in self.files(relative):
             self.remove(path)
 
-    def lock(self, relative: str, /) -> contextlib.AbstractContextManager[None]:
+    def lock(self, relative: str, /, *, shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Nothing: creating objects decides who is first."""
         check_relative(relative)
         return contextlib.nullcontext()
+
+    def lock_name(self, relative: str, /) -> contextlib.AbstractContextManager[None]:
+        """Nothing, as ``lock``."""
+        return self.lock(relative)
 
     def is_locked(self, relative: str, /) -> None:
         """Nobody can tell: there are no locks."""

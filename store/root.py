@@ -211,8 +211,14 @@ class Root(Protocol):
     def remove_tree(self, relative: str, /) -> None:
         """Remove a folder and everything below it."""
 
-    def lock(self, relative: str, /) -> AbstractContextManager[None]:
-        """Hold a folder's lock where ``overwrites`` needs one; on object stores nothing."""
+    def lock(self, relative: str, /, *, shared: bool = False) -> AbstractContextManager[None]:
+        """Hold a folder's lock where ``overwrites`` needs one; on object stores nothing.
+
+        Nobody is first in line: who wants it alone waits while others who share it come and go.
+        """
+
+    def lock_name(self, relative: str, /) -> AbstractContextManager[None]:
+        """Hold the lock of a name under which nothing is stored, where ``overwrites`` needs one."""
 
     def clean(self, relative: str | None, /, *, skip: Callable[[str], bool] | None = None) -> int:
         """Remove temporary files whose writer has died, below a folder or, for None, in the root alone.

@@ -152,7 +152,7 @@ def copy_view_part(source: ViewSet, target: ViewSet, part: int, /, *, images: bo
         CorruptShardError: The source's bytes differ from its record.
     """
     commit = source.commits.require([part])[0]
-    with target.root.lock(f"{target.folder}/commits"):
+    with target.commits.writing(part):
         standing = target.commits.find(part)
         if standing is not None and standing.digest() != commit.digest():
             raise FormatError(f"{target.root.url}: {_differs(target, part)}")

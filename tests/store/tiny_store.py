@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from store.codecs.registry import make_codec, make_fitter
 from store.column import Column
+from store.commits import PartCommit
 from store.order import image_permutation
 from store.rows import ViewRow
 from store.spec import ColumnSpec, LevelSpec, ViewSetSpec
@@ -98,14 +100,14 @@ def complete(column: Column) -> Column:
     return column
 
 
-def write_part(column: Column, part: int) -> None:
+def write_part(column: Column, part: int, *, stats: Mapping[str, str] | None = None) -> PartCommit:
     rows = column.view_set.spec.part_rows(part)
     feats = [
         np.stack([features(column.spec.teacher, row, level) for row in rows])
         for level in range(len(column.spec.levels))
     ]
     levels = column.spec.encode_levels(feats)
-    column.write_part(part, levels, keys=column.view_set.keys(part))
+    return column.write_part(part, levels, keys=column.view_set.keys(part), stats=stats)
 
 
 def fill(root: Path | str, *, backend: str = "zarr", images: int = 4) -> Store:
