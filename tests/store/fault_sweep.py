@@ -31,7 +31,6 @@ import tiny_store  # noqa: E402
 from store import disk, gc  # noqa: E402
 from store.column import Column  # noqa: E402
 from store.errors import CorruptShardError, MissingRowsError, StoreError  # noqa: E402
-from store.root import is_temporary  # noqa: E402
 from store.store import Store  # noqa: E402
 from store.uses import make_use, save_use  # noqa: E402
 from store.verify import locate_part, verify  # noqa: E402
@@ -305,9 +304,8 @@ def race(scenario: Scenario, start: Path, root: Path, case: Case) -> dict[str, s
     os.kill(slow, signal.SIGKILL if case.mode == "kill" else signal.SIGCONT)
     codes = [wait(fast) if code is None else code, wait(slow)]
     assert codes == [0, -signal.SIGKILL if case.mode == "kill" else 0], f"ended with {codes}"
-    tree = recovered(scenario, root, damaged=False)
-    # In a part that the other finished nobody but gc looks for what the killed one left.
-    return {path: digest for path, digest in tree.items() if not is_temporary(path.rsplit("/", 1)[-1])}
+
+    return recovered(scenario, root, damaged=False)
 
 
 def done_or_blocked(child: int) -> int | None:
