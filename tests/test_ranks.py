@@ -58,7 +58,14 @@ def lines(folder: Path, stage: str) -> list[dict[str, float]]:
 def assert_close(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:
     assert len(one) == len(other)
     for line, same in zip(one, other, strict=True):
-        assert {**line, "grad_norm": 0} == pytest.approx({**same, "grad_norm": 0}, rel=CLOSE, abs=1e-5)
+        assert losses(line) == pytest.approx(losses(same), rel=CLOSE)
+        assert {**line, "grad_norm": 0} == pytest.approx(
+            {**same, "grad_norm": 0}, rel=CLOSE, abs=1e-3
+        )  # cosines, gates
+
+
+def losses(line: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if "/" not in name and name != "grad_norm"}
 
 
 def steps_done(folder: Path, stage: str) -> int:
