@@ -72,8 +72,8 @@ app = typer.Typer(
     """,
     epilog="""Example:  sak run workflows/quickstart.yaml
 
-    Exit codes: 0 done, or stopped by SIGTERM with all saved; 1 damage found by sak store verify or left by repair;
-    2 input to correct; 130 interrupted.""",
+    Exit codes: 0 done, or stopped by SIGTERM in extraction or training, with what was finished saved; 1 damage found by
+    sak store verify or left by repair; 2 input to correct; 130 interrupted.""",
 )
 app.add_typer(store_app, name="store")
 app.add_typer(bench_app, name="bench")
@@ -138,6 +138,9 @@ def extract(
     --scheduler Dask spreads the work, and all of the above does each shard in one worker: a worker that dies costs
     time and no shard. Where the recipe sets threads, the store's bytes are the same in every case; else torch's share
     of the processors, and with it the last bit of a feature, depends on the workers. Clusters: workflows/cluster.md.
+
+    Ctrl-C and SIGTERM keep every finished shard; a kill costs each process the shard in the making and those that are
+    written behind it: one on a CPU, two on a GPU.
 
     What happens (parts, bad images, failed tasks, workers lost) is appended to extract/events.jsonl in the recipe's
     folder, one JSON object a line: docs/extraction-events.md.

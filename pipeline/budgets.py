@@ -26,10 +26,15 @@ class BudgetError(PipelineError):
 
 
 class Limit(NamedTuple):
-    """Bytes, and what sets them."""
+    """Bytes, and what sets them.
+
+    Attributes:
+        disk: The number of the disk, where they are what is free on it: stores on one disk share them.
+    """
 
     bytes: int
     what: str
+    disk: int | None = None
 
 
 class Budget(NamedTuple):
@@ -54,7 +59,7 @@ def study_budget(study: Study, /, *, stores: Sequence[str], device: torch.device
         if config.max_disk is not None:
             disk[store] = Limit(parse_bytes(config.max_disk, key="extract.max_disk"), "extract.max_disk")
         elif free is not None:
-            disk[store] = Limit(free, "free on its disk")
+            disk[store] = Limit(free.bytes, "free on its disk", free.disk)
     memory, own = None, available_memory()
     if config.max_memory is not None:
         memory = Limit(parse_bytes(config.max_memory, key="extract.max_memory"), "extract.max_memory")
@@ -66,24 +71,35 @@ def study_budget(study: Study, /, *, stores: Sequence[str], device: torch.device
     return Budget(disk, memory, on_device)
 
 
-def process_memory(plan: Plan, /) -> Memory:
-    """What each process of the plan takes, with what this one holds by now for its own share."""
-    return extract_memory(plan, base=own_memory(), keep=KEEP_BYTES)
+def process_memory(plan: Plan, /, *, base: int) -> Memory:
+    """What each process of the plan takes.
+
+    Args:
+        base: What it holds before it begins.
+    """
+    return extract_memory(plan, base=base, keep=KEEP_BYTES)
 
 
-def over_budget(plan: Plan, budget: Budget, /) -> str | None:
-    """Why a plan is refused, in one line; None where it is not."""
-    faults = [] if plan.done else [*_disk_faults(plan, budget), *_memory_faults(plan, budget)]
-    return "; ".join(faults) or None
+def over_budget(plan: Plan, budget: Budget, /, *, base: int) -> str | None:
+    """Why a plan is refused, in one line; None where it is not.
+
+    Args:
+        base: As in ``process_memory``.
+    """
+    if plan.done:
+        return None
+    need = process_memory(plan, base=base)
+    return "; ".join([*_disk_faults(plan, budget), *_memory_faults(plan, budget, need)]) or None
 
 
 def _disk_faults(plan: Plan, budget: Budget) -> Iterator[str]:
-    for store in plan.stores:
-        limit, size = budget.disk.get(store), plan.disk(store)
+    for stores in _sharing(plan, budget):
+        limit, size = budget.disk.get(stores[0]), sum(map(plan.disk, stores))
         if limit is None or size <= limit.bytes:
             continue
-        columns = {key: item.missing_bytes for key, item in plan.columns.items() if key.views.store == store}
+        columns = {key: item.missing_bytes for key, item in plan.columns.items() if key.views.store in stores}
         largest = max(columns, key=lambda key: columns[key], default=None)
+        where = f" in {' and '.join(stores)}"
         mend = "fewer images (data.*.source.images) or views (data.*.views)"
         if largest is not None:
             name, share = largest.teacher, columns[largest] / size
@@ -91,29 +107,47 @@ def _disk_faults(plan: Plan, budget: Budget) -> Iterator[str]:
                 f"a smaller codec (extract.codec={{name: klt, error: 0.3}}; sak store tune compares them), a grid"
                 f" (teachers.{name}.grid: its columns over {largest.views.name} are {share:.0%}), {mend}"
             )
-        yield f"{_excess('disk', size, limit, where=f' in {store}')}: take {mend}{_or_raise(limit, 'extract.max_disk')}"
+        yield f"{_excess('disk', size, limit, where=where)}: take {mend}{_or_raise(limit, 'extract.max_disk')}"
 
 
-def _memory_faults(plan: Plan, budget: Budget) -> Iterator[str]:
-    need, engine = process_memory(plan), plan.engine
-    host = need.total - (need.device if engine.accelerator else 0)
-    processes = 1 if engine.remote else engine.processes
-    if budget.memory is not None and host * processes > budget.memory.bytes:
-        where = f" in {processes} processes" if processes > 1 else ""
-        fault = _excess("memory", host * processes, budget.memory, where=where)
+def _sharing(plan: Plan, budget: Budget) -> list[list[str]]:
+    """Stores by what limits them."""
+    found: dict[object, list[str]] = {}
+    for store in plan.stores:
+        limit = budget.disk.get(store)
+        found.setdefault(store if limit is None or limit.disk is None else limit.disk, []).append(store)
+    return list(found.values())
+
+
+def _memory_faults(plan: Plan, budget: Budget, need: Memory) -> Iterator[str]:
+    engine = plan.engine
+    host = (need.host if engine.accelerator else need.total) * engine.workers
+    if budget.memory is not None and host > budget.memory.bytes:
+        where = f" in {engine.workers} processes" if engine.workers > 1 else ""
+        fault = _excess("memory", host, budget.memory, where=where)
         yield f"{fault}: {_memory_mend(plan, need)}{_or_raise(budget.memory, 'extract.max_memory')}"
-    if engine.accelerator and budget.device is not None and need.device > budget.device.bytes:
-        fault = _excess("memory", need.device, budget.device, where=f" on {engine.device}")
-        yield f"{fault}: lower extract.batch (now {engine.batch})"
+    on_device = need.device * engine.sharing
+    if engine.accelerator and budget.device is not None and on_device > budget.device.bytes:
+        sharing = f" from {engine.sharing} workers" if engine.sharing > 1 else ""
+        fault = _excess("memory", on_device, budget.device, where=f" on {engine.device}{sharing}")
+        workers = " or extract.workers" if sharing else ""
+        yield f"{fault}: lower {_batch(plan)}{workers}"
 
 
 def _memory_mend(plan: Plan, need: Memory) -> str:
-    batch, shards = f"extract.batch (now {plan.engine.batch})", "data.*.rows_per_shard"
     most = max((item.shard_rows for item in plan.views.values()), default=0)
-    shards = f"{shards} (now up to {most})"
+    batch, shards = _batch(plan), f"data.*.rows_per_shard (now up to {most})"
     first, second = (batch, shards) if need.device >= need.encoded + need.pixels else (shards, batch)
-    workers = " or extract.workers" if plan.engine.processes > 1 else ""
+    workers = " or extract.workers" if plan.engine.workers > 1 else ""
     return f"lower {first}, or {second}{workers}"
+
+
+def _batch(plan: Plan) -> str:
+    return (
+        "data.*.view.size (already counted one row at a time)"
+        if plan.engine.fits
+        else (f"extract.batch (now {plan.engine.batch})")
+    )
 
 
 def _excess(what: str, size: float, limit: Limit, *, where: str) -> str:
@@ -142,10 +176,10 @@ def require_budgets(studies: Sequence[tuple[str, Study]], /) -> None:
         return
     # A cluster's workers have devices of their own.
     device = torch.device("cpu") if studies[0][1].extract.scheduler else pick_device(studies[0][1].device)
-    refusal = None
+    refusal, base = None, own_memory()
     for draw in (False, True):
         plan = survey(studies, device=device, done=False, draw=draw).plan
-        refusal = over_budget(plan, study_budget(studies[0][1], stores=plan.stores, device=device))
+        refusal = over_budget(plan, study_budget(studies[0][1], stores=plan.stores, device=device), base=base)
         if refusal is None:
             return
     raise BudgetError(refusal)

@@ -11,7 +11,6 @@ What is stored depends on none of this: batches are the same ones, and a part is
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -24,12 +23,13 @@ from pipeline.columns import EncodedPart, SideStream, encode_part
 from pipeline.maps import MapSource
 from pipeline.memory import available_bytes
 from pipeline.part_pixels import PartPixels, Reading, parts_pixels
+from pipeline.resources import processors
 from pipeline.viewsets import view_size
 from store.column import Column
 from store.commits import PartCommit
 from store.viewset import ViewSet
 
-__all__ = ["Output", "Overlap", "fill_columns", "overlap_of"]
+__all__ = ["Output", "Overlap", "behind_bytes", "fill_columns", "overlap_of"]
 
 _AHEAD_BYTES = 256 << 20
 _MOST_AHEAD = 16
@@ -64,9 +64,14 @@ def overlap_of(device: torch.device, /, *, batch_bytes: int) -> Overlap:
     """What is done beside a device; why, and what of it is measured, says docs/extraction.md."""
     if device.type == "cpu":
         return Overlap(threads=torch.get_num_threads(), behind=1)
-    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    threads = min(_MOST_THREADS, processors())
     ahead = max(2, min(_MOST_AHEAD, _AHEAD_BYTES // max(1, batch_bytes)))
     return Overlap(threads=threads, ahead=ahead, behind=2, pinned=device.type == "cuda")
+
+
+def behind_bytes(workers: int = 1, /) -> int:
+    """Most that encoded parts may take which wait to be written: a quarter of what is free, shared by workers."""
+    return available_bytes() // 4 // workers
 
 
 def fill_columns(
@@ -104,7 +109,7 @@ def fill_columns(
 
     side = SideStream(device)
     with (
-        Behind(overlap.behind, most_bytes=available_bytes() // 4) as behind,
+        Behind(overlap.behind, most_bytes=behind_bytes()) as behind,
         closing(parts_pixels(view_set, parts, reading=reading, wanted=reads_pixels)) as stream,
     ):
         for part, shown in zip(parts, stream, strict=True):

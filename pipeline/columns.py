@@ -32,9 +32,11 @@ from store.crossings import counted
 from store.spec import ColumnSpec, ViewSetSpec
 from store.store import Store
 
-__all__ = ["EncodedPart", "SideStream", "Wanted", "encode_part", "measured_rows", "settled_column"]
+__all__ = ["MEASURED_SHARE", "EncodedPart", "SideStream", "Wanted", "encode_part", "measured_rows", "settled_column"]
 
-_MEASURED_SHARE, _LEAST_MEASURED = 8, 8
+MEASURED_SHARE = 8
+"""Of so many rows the error of one is measured."""
+_LEAST_MEASURED = 8
 
 
 class Wanted(NamedTuple):
@@ -120,7 +122,7 @@ def measured_rows(usable_N: Tensor, /) -> list[int]:
     At least eight, and all where there are no more. To measure every row takes 2 to 8 % of a ViT-S's time.
     """
     found: list[int] = usable_N.nonzero().flatten().tolist()
-    count = min(len(found), max(_LEAST_MEASURED, len(found) // _MEASURED_SHARE))
+    count = min(len(found), max(_LEAST_MEASURED, len(found) // MEASURED_SHARE))
     return [found[index * len(found) // count] for index in range(count)]
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pipeline.calibration import column_codec
 from pipeline.errors import PipelineError
 from pipeline.makers import Makers, TeacherMaker
-from pipeline.maps import LiveMaps
-from sak.teachers.model import Teacher
+from pipeline.maps import MapSource
+from pipeline.runtime import torch_threads
 from store.backends.base import Backend
 from store.backends.registry import BACKENDS, backend_of
 from store.commits import CommitLog
@@ -27,7 +27,7 @@ from store.viewset import ViewSet
 
 __all__ = ["Load", "is_describable", "write_column_description", "write_view_set_description"]
 
-Load = Callable[[TeacherMaker], Teacher]
+Load = Callable[[TeacherMaker], MapSource]
 
 
 def write_view_set_description(store: Store, spec: ViewSetSpec, /) -> None:
@@ -85,9 +85,10 @@ def _told(store: Store, view_set: str, column: str) -> Iterator[ColumnSpec]:
 def _made(views: ViewSet, column: str, makers: Makers, load: Load) -> ColumnSpec:
     """What a teacher of the recipe gives: the shapes of its maps, and the codec fitted to them."""
     for maker in makers.named(column):
-        source = LiveMaps(load(maker))
-        levels = source.levels(views)
-        codec = column_codec(maker.codec, source=source, view_set=views, levels=levels, batch=maker.batch)
+        with torch_threads(maker.threads):
+            source = load(maker)
+            levels = source.levels(views)
+            codec = column_codec(maker.codec, source=source, view_set=views, levels=levels, batch=maker.batch)
         spec = ColumnSpec(
             view_set=views.name, teacher=maker.spec.name, identity=maker.identity, levels=levels, codec=codec
         )

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 from pipeline.config import DataConfig, Study
 from pipeline.errors import EXPECTED
+from pipeline.maps import LiveMaps
 from pipeline.needs import needs
+from pipeline.runtime import pick_device
 from pipeline.viewsets import view_set_spec
 from sak.teachers.identity import teacher_identity
+from sak.teachers.model import load_teacher
 from sak.teachers.spec import TeacherSpec
 from store.codecs.registry import CodecChoice, choice_json
 from store.column import Column
@@ -25,16 +28,32 @@ class ViewMaker(NamedTuple):
     spec: ViewSetSpec
     data: DataConfig
     workers: int
+    threads: int | None
 
 
 class TeacherMaker(NamedTuple):
-    """A teacher of a recipe with the codec of its columns; not built yet."""
+    """A teacher of a recipe with the codec of its columns; not built yet.
+
+    Attributes:
+        fits: Whether batches that memory does not hold are cut.
+        threads: Torch's, as extraction has them; None for torch's own choice.
+    """
 
     spec: TeacherSpec
     identity: Mapping[str, Any]
     codec: CodecChoice
     batch: int
     device: str
+    fits: bool
+    threads: int | None
+
+    def load(self) -> LiveMaps:
+        """Build it.
+
+        Raises:
+            TeacherError: Its weights are absent or do not fit.
+        """
+        return LiveMaps(load_teacher(self.spec, device=str(pick_device(self.device))), fits=self.fits)
 
 
 class Makers(NamedTuple):
@@ -86,7 +105,7 @@ def makers_of(studies: Sequence[Study], /) -> Makers:
             else:
                 known = views.get(spec.name)
                 if known is None or known.spec.views < spec.views:
-                    views[spec.name] = ViewMaker(spec, need.data, study.extract.workers)
+                    views[spec.name] = ViewMaker(spec, need.data, study.extract.workers, study.threads)
         for name, codec in choices:
             teacher = study.teachers[name].spec(name)
             try:
@@ -94,6 +113,9 @@ def makers_of(studies: Sequence[Study], /) -> Makers:
             except EXPECTED as error:
                 faults[f"teachers.{name}: {error}"] = None
                 continue
-            maker = TeacherMaker(teacher, identity, codec, study.extract.batch_rows, study.device)
+            config = study.extract
+            maker = TeacherMaker(
+                teacher, identity, codec, config.batch_rows, study.device, config.batch == "auto", study.threads
+            )
             teachers += [maker] * (maker not in teachers)
     return Makers(tuple(views.values()), tuple(teachers), tuple(faults))

@@ -5,28 +5,40 @@ Legend: N rows.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pipeline.resources import available_memory
 from pipeline.tracking import CONSOLE
+from sak.live_bytes import LiveBytes
 
-__all__ = ["Fitting", "available_bytes", "peak_bytes"]
+__all__ = ["Fitting", "available_bytes", "peak_bytes", "share_memory"]
 
 _SHARE = 2  # what is left over is for maps on their way to disk, and for kernels' own workspace
 _UNKNOWN_BYTES = 1 << 32
 
 
 def available_bytes() -> int:
-    """Memory that this process can still take, or what is left of its container's; 4 GiB where nothing tells."""
+    """Memory that this process can still take, or what is left of its container's; 4 GiB where nothing tells.
+
+    Of several processes that are known to share it, each counts its share.
+    """
     known = available_memory()
-    return _UNKNOWN_BYTES if known is None else known
+    return (_UNKNOWN_BYTES if known is None else known) // _process.sharers
+
+
+def share_memory(processes: int, /) -> None:
+    """Take this process, from now on, for one of so many that share the memory of their machine."""
+    _process.sharers = processes
+
+
+class _Process:
+    sharers = 1
+
+
+_process = _Process()
 
 
 class Fitting:
@@ -85,38 +97,6 @@ class Fitting:
 
 def peak_bytes(call: Callable[[], object], /) -> int:
     """Most memory that the tensors which a call makes take at once, as far as operators' results tell."""
-    with _Live() as live:
+    with LiveBytes() as live:
         call()
-    peak: int = live.peak
-    return peak
-
-
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operators make, until they are gone."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = self._now = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._note(value.untyped_storage())
-        return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self._now += size
-        self.peak = max(self.peak, self._now)
-        weakref.finalize(storage, self._forget, key, size).atexit = False
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._now -= size
+    return live.most

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
+import torch
+
 from pipeline.columns import encode_part
 from pipeline.damage import Item, Rank, newer_record
 from pipeline.descriptions import is_describable, write_column_description, write_view_set_description
@@ -14,11 +16,10 @@ from pipeline.makers import Makers, TeacherMaker
 from pipeline.maps import EXACT, LiveMaps, MapSource, exact_maps
 from pipeline.part_pixels import PartPixels, part_pixels
 from pipeline.pool import parts_done
-from pipeline.runtime import pick_device
+from pipeline.runtime import pick_device, torch_threads
 from pipeline.tracking import progress_bar
 from pipeline.viewsets import record_digest, remake_part
 from sak.errors import SakError
-from sak.teachers.model import Teacher, load_teacher
 from store.column import Column
 from store.commits import part_name
 from store.errors import StoreError
@@ -42,7 +43,7 @@ class Mender:
         self.store = store
         self.lines: list[str] = []
         self._makers = makers
-        self._teachers: dict[str, Teacher] = {}
+        self._teachers: dict[str, LiveMaps] = {}
 
     def refusal(self, item: Item, /) -> str | None:
         """Why something cannot be made again; None where it may be tried."""
@@ -130,11 +131,12 @@ class Mender:
                 shown = bar.add_task(f"views {name}", total=total)
                 make = functools.partial(remake_part, agreed=self._agreed(wanted))
                 workers = min(maker.workers, len(wanted))
-                for made in parts_done(make, view_set, list(wanted), data=maker.data, workers=workers):
-                    bar.advance(shown, made.rows)
-                    reasons[wanted[made.part]] = made.problem
-                    if made.problem is None:
-                        self._remade(wanted[made.part], changed=made.changed)
+                with torch_threads(maker.threads):
+                    for made in parts_done(make, view_set, list(wanted), data=maker.data, workers=workers):
+                        bar.advance(shown, made.rows)
+                        reasons[wanted[made.part]] = made.problem
+                        if made.problem is None:
+                            self._remade(wanted[made.part], changed=made.changed)
         return reasons
 
     def _agreed(self, wanted: Mapping[int, Item]) -> dict[int, frozenset[str]]:
@@ -171,8 +173,11 @@ class Mender:
                     assert maker is not None
                     try:
                         pixels = pixels or part_pixels(column.view_set, item.part, batch=maker.batch)
-                        self._column_part(item, column, maker, pixels, functools.partial(bar.advance, shown))
+                        with torch_threads(maker.threads):
+                            self._column_part(item, column, maker, pixels, functools.partial(bar.advance, shown))
                         reasons[item] = None
+                    except torch.OutOfMemoryError:
+                        reasons[item] = f"no memory for {maker.batch} rows at a time; lower extract.batch, or take auto"
                     except _REFUSALS as error:
                         reasons[item] = str(error)
         return reasons
@@ -204,16 +209,16 @@ class Mender:
                 return source
         except StoreError:  # damaged or not all there: then it is no witness
             pass
-        return LiveMaps(self._teacher(maker))
+        return self._teacher(maker)
 
     def _remade(self, item: Item, *, changed: bool) -> None:
         self.lines.append(f"remade {describe(self.store, item)}{_CHANGED if changed else ''}")
 
-    def _teacher(self, maker: TeacherMaker) -> Teacher:
+    def _teacher(self, maker: TeacherMaker) -> LiveMaps:
         """A teacher, built when something of it is to be made and kept for what else is."""
-        key = repr(maker.spec)
+        key = f"{maker.device} {maker.fits} {maker.spec!r}"
         if key not in self._teachers:
-            self._teachers[key] = load_teacher(maker.spec, device=str(pick_device(maker.device)))
+            self._teachers[key] = maker.load()
         return self._teachers[key]
 
 

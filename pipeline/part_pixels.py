@@ -58,21 +58,34 @@ class PartPixels(NamedTuple):
 
 
 class Batches:
-    """Batches of one part, taken from a stream of batches when they are first asked for, and kept."""
+    """Batches of one part, taken from a stream of batches when they are first asked for, and kept.
+
+    An error in reading one is kept as well, and raised again: it is the end of the stream.
+    """
 
     def __init__(self, stream: Iterator[_Read | _Head], count: int) -> None:
         self._stream, self._count = stream, count
         self._held: list[Tensor] = []
+        self._error: Exception | None = None
         self._spent = UNTIMED
 
     def __iter__(self) -> Iterator[Tensor]:
         for index in range(self._count):
             if index == len(self._held):
-                read = next(self._stream)
-                assert isinstance(read, _Read)
-                self._held.append(read.pixels)
-                self._spent = self._spent.plus(read.spent)
+                self._take()
             yield self._held[index]
+
+    def _take(self) -> None:
+        if self._error is not None:
+            raise self._error
+        try:
+            read = next(self._stream)
+        except Exception as error:
+            self._error = error
+            raise
+        assert isinstance(read, _Read)
+        self._held.append(read.pixels)
+        self._spent = self._spent.plus(read.spent)
 
     def spent(self) -> Spent:
         """What reading took since this was last asked: the first of several teachers that share pixels reports it."""

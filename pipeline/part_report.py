@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from store.column import Column
 from store.commits import PartCommit
 from store.costs import Spent
 from store.rows import ViewRow
 
-__all__ = ["OF_VIEWS", "BadImage", "PartReport", "PartReports", "Watcher", "bad_images", "report_of"]
+__all__ = ["OF_VIEWS", "BadImage", "PartReport", "PartReports", "bad_images", "report_of"]
 
 OF_VIEWS = ""
 """In place of a teacher's name: the views themselves. No teacher is called so."""
@@ -47,18 +47,8 @@ class PartReport(NamedTuple):
     bad: tuple[BadImage, ...] = ()
 
 
-class Watcher(Protocol):
-    """What the makers of columns tell of their work; called from any thread."""
-
-    def advance(self, teacher: str, rows: int, /) -> None:
-        """So many more rows of a teacher's column have been encoded."""
-
-    def finished(self, teacher: str, part: int, commit: PartCommit, /) -> None:
-        """A part of a teacher's column is committed; its rows have been told by ``advance``."""
-
-
 class PartReports:
-    """A watcher that keeps what a task returns to the process that shows and records it.
+    """What a task returns to the process that shows and records it, kept while ``fill_columns`` tells of its work.
 
     Args:
         columns: By their teachers' names.
@@ -69,10 +59,10 @@ class PartReports:
         self._columns = columns
 
     def advance(self, teacher: str, rows: int, /) -> None:
-        """As ``Watcher``; nothing is sent before the part is done."""
+        """Nothing is sent before the part is done."""
 
     def finished(self, teacher: str, part: int, commit: PartCommit, /) -> None:
-        """As ``Watcher``."""
+        """A part of a teacher's column is committed."""
         spent = self._columns[teacher].commits.spent(part)
         self.made.append(report_of(teacher, part, commit, spent=spent))
 

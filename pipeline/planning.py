@@ -132,6 +132,7 @@ class Stage(NamedTuple):
     Attributes:
         images: That it sees: steps times batch.
         columns: What it reads of each row.
+        share: Of them, how many a step takes, where that is not all.
     """
 
     run: str
@@ -140,6 +141,7 @@ class Stage(NamedTuple):
     columns: tuple[ColumnKey, ...]
     images: int
     batch: int
+    share: float = 1.0
 
 
 class Group(NamedTuple):
@@ -153,20 +155,37 @@ class Engine(NamedTuple):
     """How extraction runs.
 
     Attributes:
-        processes: That run teachers side by side.
+        accelerator: Whether teachers run on a device with memory of its own.
+        processes: That run teachers as fast as if each were alone: one for each processor or GPU at most.
+        workers: All that run teachers, and take memory.
         remote: They are a cluster's, on other machines.
         threads: Of each; 0 for torch's own choice.
+        batch: Rows that a teacher sees at once.
+        fits: Batches that memory does not hold are cut, so that one row must fit.
         drawing: Processes that make views side by side.
-        accelerator: Whether teachers run on a device with memory of its own.
+        behind: Encoded shards that are written while the next is made, as many as ``behind_bytes`` hold.
     """
 
     device: str
     accelerator: bool
     processes: int
+    workers: int
     remote: bool
     threads: int
     batch: int
+    fits: bool
     drawing: int
+    behind: int
+    behind_bytes: int
+
+    @property
+    def sharing(self) -> int:
+        """Workers on one GPU."""
+        return -(-self.workers // self.processes)
+
+    def written(self, shard: int, /) -> int:
+        """Shards of so many bytes that wait to be written, or are, while the next is made."""
+        return min(self.behind, self.behind_bytes // max(1, shard))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +249,11 @@ class Memory(NamedTuple):
         """What would be on an accelerator."""
         return self.weights + self.maps
 
+    @property
+    def host(self) -> int:
+        """What would be beside one."""
+        return self.total - self.device
+
 
 def extract_memory(plan: Plan, /, *, base: int, keep: int) -> Memory:
     """The most that a process takes: over all view sets, with every missing teacher loaded and a shard in the making.
@@ -238,8 +262,12 @@ def extract_memory(plan: Plan, /, *, base: int, keep: int) -> Memory:
         base: What the process holds before any of that.
         keep: Most bytes of maps that a fit keeps between its passes.
     """
-    found = [_group_memory(plan, group, base=base, keep=keep) for group in plan.groups]
-    return max(found, key=lambda item: item.total, default=Memory(base, 0, 0, 0, 0))
+    found = [_group_memory(plan, group, base=base, keep=keep) for group in plan.groups] or [Memory(base, 0, 0, 0, 0)]
+    if not plan.engine.accelerator:
+        return max(found, key=lambda item: item.total)
+    # Both memories must hold whatever comes, be it of different view sets.
+    host, device = max(found, key=lambda item: item.host), max(found, key=lambda item: item.device)
+    return host._replace(weights=device.weights, maps=device.maps)
 
 
 def _group_memory(plan: Plan, group: Group, *, base: int, keep: int) -> Memory:
@@ -250,16 +278,17 @@ def _group_memory(plan: Plan, group: Group, *, base: int, keep: int) -> Memory:
         size = int(_COPIES * views.shard_rows * views.images.stored) if views.missing else 0
         return Memory(base, size, 0, 0, 0)
     live = {repr(item.spec): item.cost for item in missing if not item.exact}
-    batch = min(plan.engine.batch, views.shard_rows)
+    batch = 1 if plan.engine.fits else min(plan.engine.batch, views.shard_rows)
     # Maps of a batch, and those decoded to see what the codec lost.
     maps = max(
         batch * (2 * _FLOAT * item.cost.values + (0 if item.exact else item.cost.activations)) for item in missing
     )
     fit = max(min(keep, item.fits * _FLOAT * item.cost.values) for item in missing)
+    encoded = [int(views.shard_rows * item.size.held) for item in missing]
     return Memory(
         base=base,
         pixels=views.shard_rows * views.pixels,
-        encoded=max(int(_COPIES * views.shard_rows * item.size.held) for item in missing),
+        encoded=max((_COPIES + plan.engine.written(shard)) * shard for shard in encoded),
         weights=sum(cost.parameters * _FLOAT for cost in live.values()),
         maps=maps + fit,
     )
@@ -281,9 +310,9 @@ def loader_memory(plan: Plan, /) -> int:
 
 
 def read_bytes(plan: Plan, stage: Stage, /) -> float:
-    """Bytes that a stage reads for each image: what is stored of its teachers, and the image."""
+    """Bytes that a stage reads for each image on average: what is stored of its teachers, and the image."""
     features = sum(plan.columns[key].size.stored for key in stage.columns)
-    return features + plan.views[stage.views].images.stored
+    return stage.share * features + plan.views[stage.views].images.stored
 
 
 class Seconds(NamedTuple):
@@ -344,7 +373,7 @@ def payback(plan: Plan, /) -> Payback:
         for item in plan.columns.values()
     )
     runs = {stage.run for stage in plan.stages}
-    online = sum(stage.images * sum(forward[key] for key in stage.columns) for stage in plan.stages)
+    online = sum(stage.images * stage.share * sum(forward[key] for key in stage.columns) for stage in plan.stages)
     mean = online / len(runs) if runs else 0.0
     return Payback(extraction / mean if mean else None, extraction, mean, "s" if timed else "MAC")
 

@@ -7,17 +7,25 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from store.errors import StoreError
 from store.root import Root
 from store.roots import open_root
 from store.store import Store
 
-__all__ = ["available_memory", "free_space", "own_memory", "processors", "read_rate"]
+__all__ = ["Free", "available_memory", "free_space", "own_memory", "processors", "read_rate"]
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 _READ_BYTES, _BLOCK_BYTES, _LEAST_BYTES = 256 << 20, 4 << 20, 1 << 20
 _FILES = 64
+
+
+class Free(NamedTuple):
+    """Bytes free on a disk, and the number the system gives it."""
+
+    bytes: int
+    disk: int
 
 
 def processors() -> int:
@@ -39,15 +47,15 @@ def own_memory() -> int:
         return 0
 
 
-def free_space(root: Root, /) -> int | None:
-    """Bytes free on the disk of a local store, or on the one it would be made on; None for another kind."""
+def free_space(root: Root, /) -> Free | None:
+    """What is free on the disk of a local store, or on the one it would be made on; None for another kind."""
     try:
         path = root.local("store.json").parent
     except StoreError:
         return None
     while not path.exists() and path != path.parent:
         path = path.parent
-    return shutil.disk_usage(path).free
+    return Free(shutil.disk_usage(path).free, path.stat().st_dev)
 
 
 def read_rate(where: str, /) -> float | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -12,7 +15,16 @@ from torch import Tensor
 from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import PipelineError
 
-__all__ = ["RandomState", "autocast", "device_name", "pick_device", "seed_everything", "versions"]
+__all__ = [
+    "RandomState",
+    "autocast",
+    "device_name",
+    "pick_device",
+    "seed_everything",
+    "torch_threads",
+    "versions",
+    "visible_gpus",
+]
 
 _PACKAGES = ("sak-distill", "torch", "timm", "numpy", "zarr", "zarrs", "webdataset", "pyarrow", "safetensors")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,6 +48,14 @@ def pick_device(name: str, /, *, ranks: Ranks = ALONE) -> torch.device:
     return device
 
 
+def visible_gpus(device: torch.device, /) -> list[str]:
+    """What ``CUDA_VISIBLE_DEVICES`` calls each GPU that ``cuda`` may mean; none where one is named, or a CPU."""
+    if device.type != "cuda" or device.index is not None:
+        return []
+    count, given = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in given.split(",")][:count] if given else [str(index) for index in range(count)]
+
+
 def device_name(device: torch.device, /) -> str:
     """What a person calls the device, for records."""
     if device.type == "cuda":
@@ -48,6 +68,18 @@ def seed_everything(seed: int, /, *, threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def torch_threads(count: int | None, /) -> Iterator[None]:
+    """So many threads for a while; None leaves them as they are. The last bit of a feature depends on them."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class RandomState(dict[str, Tensor]):

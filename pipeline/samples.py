@@ -20,6 +20,7 @@ from store.tarball import build_tar
 __all__ = ["Drawn", "Sample", "image_bound", "image_cost"]
 
 _COST_ROWS = 4
+_MOST_DRAWN = 256
 _IMAGE, _LABEL = 3, 6  # bytes a pixel: of an image, and of the widest label file, three float16
 
 
@@ -31,14 +32,19 @@ class Sample(NamedTuple):
     batch: int
 
     def pixels(self, numbers: Sequence[int]) -> Tensor:
-        """Pixels ``(N, 3, H, W)`` uint8 of the rows that have an image.
+        """Pixels ``(N, 3, H, W)`` uint8 of the rows that have an image; if none has, of the first row after them.
 
         Raises:
-            PipelineError: None has.
+            PipelineError: None has, nor any of the next few hundred.
         """
-        rows = [row for row in draw_rows(self.data, self.spec, numbers=numbers) if row.error is None]
-        if not rows:
-            raise PipelineError(f"rows {numbers[0]} to {numbers[-1]} have no image; mend the source")
+        rows = _usable(draw_rows(self.data, self.spec, numbers=numbers))
+        last = numbers[-1] + min(_MOST_DRAWN, self.spec.rows)
+        following = iter(range(numbers[-1] + 1, last + 1))
+        while not rows:
+            number = next(following, None)
+            if number is None:
+                raise PipelineError(f"rows {numbers[0]} to {last % self.spec.rows} have no image; mend the source")
+            rows = _usable(draw_rows(self.data, self.spec, numbers=[number % self.spec.rows]))
         return to_tensors([decode_sample(row.files, key=row.key, tasks=()) for row in rows]).pixels
 
 
@@ -71,12 +77,16 @@ def image_cost(data: DataConfig, spec: ViewSetSpec, /) -> Drawn:
     except BadImageError:
         drawn = []
     seconds = (time.perf_counter() - begun) / max(1, len(drawn))
-    rows = [row for row in drawn if row.error is None]
+    rows = _usable(drawn)
     if not rows:
         return image_bound(spec)
     samples = [decode_sample(row.files, key=row.key, tasks=spec.tasks) for row in rows]
     decoded = sum(item.image.nbytes + sum(label.nbytes for label in item.labels.values()) for item in samples)
     return Drawn(_packed(rows) / len(rows), decoded / len(rows), seconds)
+
+
+def _usable(rows: Sequence[ViewRow]) -> list[ViewRow]:
+    return [row for row in rows if row.error is None]
 
 
 def _packed(rows: Sequence[ViewRow]) -> int:

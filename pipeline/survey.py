@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from pipeline.column_engine import behind_bytes, overlap_of
 from pipeline.config import DataConfig, Study
 from pipeline.loop import steps_of
 from pipeline.maps import EXACT, exact_column
@@ -214,8 +215,12 @@ def _stages(
     config = {"distill": study.distill, "finetune": study.finetune}.get(need.purpose)
     if config is None or not columns:
         return
-    steps = steps_of(config.steps, config.epochs, images=images, batch=config.batch)
-    yield Stage(label, need.purpose, key, columns, steps * config.batch, config.batch)
+    drop_last, share = False, 1.0
+    if need.purpose == "distill" and study.distill is not None:
+        count, drop_last = study.distill.teachers_per_step, study.distill.drop_last
+        share = 1.0 if count == "all" else count / len(need.teachers)
+    steps = steps_of(config.steps, config.epochs, images=images, batch=config.batch, drop_last=drop_last)
+    yield Stage(label, need.purpose, key, columns, steps * config.batch, config.batch, share)
 
 
 def _engine(study: Study, device: torch.device) -> Engine:
@@ -223,15 +228,22 @@ def _engine(study: Study, device: torch.device) -> Engine:
     config, cores = study.extract, processors()
     remote = config.scheduler is not None
     own = config.engine == "dask" and not remote
-    most = torch.cuda.device_count() if device.type == "cuda" else cores
+    workers = config.workers if own else 1
+    most = cores
+    if device.type == "cuda":
+        most = torch.cuda.device_count() if device.index is None else 1
     # Workers of this machine share its processors out, so each is as fast as its share.
     threads = study.threads or (max(1, cores // config.workers) if own and device.type == "cpu" else 0)
     return Engine(
         device=device.type,
         accelerator=device.type != "cpu",
-        processes=min(config.workers, most) if own else 1,
+        processes=min(workers, max(1, most)),
+        workers=workers,
         remote=remote,
         threads=threads,
         batch=config.batch_rows,
+        fits=config.batch == "auto",
         drawing=1 if remote else min(config.workers, cores),
+        behind=overlap_of(device, batch_bytes=1).behind,
+        behind_bytes=behind_bytes(workers),
     )

@@ -7,8 +7,7 @@ which takes as long, but says nothing of how its maps compress.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -17,11 +16,13 @@ from torch import Tensor
 
 from pipeline.calibration import fit_codecs
 from pipeline.clock import Clock
+from pipeline.columns import MEASURED_SHARE
 from pipeline.errors import PipelineError
 from pipeline.features import run_teacher
 from pipeline.maps import exact_maps
 from pipeline.planning import Column, ColumnKey, Plan, Speed
 from pipeline.rates import LossKind, measure
+from pipeline.runtime import torch_threads
 from pipeline.samples import Sample
 from pipeline.sizes import RowSize
 from pipeline.survey import Survey, open_store
@@ -76,7 +77,7 @@ def calibrated(found: Survey, /, *, terms: Terms) -> Plan:
         groups.setdefault((key.made, item.cost.input, item.cost.maps), []).append(key)
     wanted = [keys for keys in groups.values() if any(plan.columns[key].missing for key in keys)]
     columns = dict(plan.columns)
-    with _threads(plan.engine.threads), progress_bar("teachers") as bar:
+    with torch_threads(plan.engine.threads or None), progress_bar("teachers") as bar:
         shown = bar.add_task("calibrate", total=len(wanted))
         for keys in wanted:
             absent = {key.made for key, item in columns.items() if item.weights == "missing"}
@@ -135,21 +136,40 @@ def _live(item: Column, sample: Sample, terms: Terms, *, least: int) -> _Maps:
         return clock.run(step, partial(run_teacher, loaded.teacher, pixels))
 
     run("warm-up", 0, 1)
-    one = run("one", 0, 1) if clock.seconds("warm-up") < terms.seconds else []
-    size = max(1, min(sample.batch, images, int(terms.seconds / _BATCHES / max(clock.seconds("one"), 1e-9))))
-    if not one:
-        size = 1  # so slow that warming up is nothing beside it
-    elif size > 1:
-        run("warm-up", 0, size)  # the first batch of a size is slow
+    size = _trial_rows(clock, lambda count: run(_rows(count), 0, count), most=min(sample.batch, images), terms=terms)
     most = max(2, _KEEP_BYTES // (_FLOAT * item.cost.values))
     rows, kept = 0, list[list[Tensor]]()
     while rows < least or (clock.seconds("batch") < terms.seconds and rows < _BATCHES * size):
         feats = run("batch", rows, size)
         left = most - sum(len(held[0]) for held in kept)
         kept += [[feat[:left].cpu() for feat in feats]] if left > 0 else []
-        rows += size
+        rows += len(feats[0])
     maps = [torch.cat(levels) for levels in zip(*kept, strict=True)]
     return _Maps(maps, clock.seconds("batch") / rows, loaded.real)
+
+
+def _trial_rows(clock: Clock, run: Callable[[int], object], *, most: int, terms: Terms) -> int:
+    """Rows of a batch, doubled up to ``most`` as long as a few of the next size will fit in the time of a trial.
+
+    Args:
+        run: Runs the teacher on so many rows, as the step ``_rows`` of the clock.
+    """
+    size, spent = 1, 0.0
+    while spent < terms.seconds:
+        run(size)
+        took = clock.seconds(_rows(size))
+        if took < terms.seconds:  # the first batch of a size is slow, and any may be
+            run(size)
+            took = min(took, clock.seconds(_rows(size)) - took)
+        spent += clock.seconds(_rows(size))
+        if size == most or 2 * took * _BATCHES > terms.seconds:
+            break
+        size = min(2 * size, most)
+    return size
+
+
+def _rows(count: int) -> str:
+    return f"{count} rows"
 
 
 def _stored(found: Survey, key: ColumnKey, *, device: torch.device) -> _Maps:
@@ -209,21 +229,10 @@ def _tried(item: Column, maps: _Maps, *, device: torch.device) -> _Tried:
         if maps.real:
             raise
         return _Tried(None, item.size)
-    encode = item.cost.values / 1e6 * (1 / rate.encode + 1 / rate.decode)
+    encode = item.cost.values / 1e6 * (1 / rate.encode + 1 / rate.decode / MEASURED_SHARE)
     if not (maps.real and is_fitted(item.codec)) or item.size.basis == "stored":
         return _Tried(encode, item.size)
     held = sum(
         part.row_bytes for index, level in enumerate(levels) for part in codec.parts(level, index=index).values()
     )
     return _Tried(encode, RowSize(rate.row_bytes, held, "measured"))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -153,10 +153,16 @@ class LedgerFile:
     """
 
     def __init__(self, where: str, /) -> None:
-        self._path = cache_folder() / "records" / hashlib.sha256(f"{_VERSION}\0{where}".encode()).hexdigest()
+        name = hashlib.sha256(f"{_VERSION}\0{where}".encode()).hexdigest()
+        try:
+            self._path: Path | None = cache_folder() / "records" / name
+        except RuntimeError:  # this user has no home, as in some containers: then nothing is kept
+            self._path = None
 
     def load(self) -> Ledger:
         """What is kept; an empty one where that is nothing, or not as it was written."""
+        if self._path is None:
+            return empty_ledger()
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             with contextlib.closing(LocalFile.open(self._path)) as file:
                 data = memoryview(file.read(0, file.size))
@@ -167,6 +173,8 @@ class LedgerFile:
 
     def save(self, ledger: Ledger, /) -> None:
         """Keep it, whole or not at all; where that fails, the next process reads the records again."""
+        if self._path is None:
+            return
         body = io.BytesIO()
         np.savez(body, allow_pickle=False, **ledger._asdict())
         temporary = self._path.with_name(temporary_name())

@@ -155,13 +155,24 @@ def test_interrupted_training_saves_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_interrupted_extraction_is_one_line_and_goes_on(workers: int, finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "sak: interrupted; the same command goes on where it stopped"),
+        (signal.SIGTERM, 0, "sak: extract: stopped by SIGTERM; the same command goes on where it stopped"),
+    ],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_interrupted_extraction_is_one_line_and_goes_on(
+    number: signal.Signals, code: int, said: str, workers: int, finished: Path, tmp_path: Path
+) -> None:
     write_recipe(tmp_path)
     command = ("extract", "tiny.yaml", f"extract.workers={workers}")
-    code, err = stop_when(lambda: records(tmp_path) >= 1, *command, cwd=tmp_path, number=signal.SIGINT)
-    assert code == 130
-    assert err.splitlines()[-1] == "sak: interrupted; the same command goes on where it stopped"
+    found, err = stop_when(lambda: records(tmp_path) >= 1, *command, cwd=tmp_path, number=number)
+    assert (found, err.splitlines()[-1]) == (code, said)
     assert "Traceback" not in err
+    events = (tmp_path / "out" / "extract" / "events.jsonl").read_text().splitlines()
+    assert json.loads(events[-1])["event"] == "run_interrupted"
     assert sak(*command, cwd=tmp_path).code == 0
     assert store_bytes(tmp_path) == store_bytes(finished)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from pipeline.cluster.flight import DISCONNECTED, Done, Flight, Job, LostError, 
 from pipeline.errors import PipelineError
 from pipeline.extraction_log import ExtractionLog
 from pipeline.pool import interrupts_held
+from pipeline.resources import processors
 from pipeline.tracking import CONSOLE
 
 if TYPE_CHECKING:
@@ -41,15 +41,24 @@ class DaskCluster:
         workers: Processes to start on this machine, where there is no scheduler.
         scheduler: Address or scheduler file of a cluster that exists.
         gpu: Keep teachers to workers with the resource GPU; else only where some worker declares it.
+        gpus: Those to deal out to workers of this machine; none for whatever each sees.
         threads: Torch's in each worker; None shares this machine's out, and leaves another cluster's as they are.
         log: Told of workers that come and go, of the scheduler, and of tasks that fail.
     """
 
     def __init__(
-        self, workers: int, /, *, scheduler: str | None, gpu: bool, threads: int | None, log: ExtractionLog
+        self,
+        workers: int,
+        /,
+        *,
+        scheduler: str | None,
+        gpu: bool,
+        gpus: Sequence[str] = (),
+        threads: int | None,
+        log: ExtractionLog,
     ) -> None:
         self._workers, self._scheduler, self._gpu, self._threads = workers, scheduler, gpu, threads
-        self._log = log
+        self._gpus, self._log = tuple(gpus), log
         self._stack = ExitStack()
         self._made: Client | None = None
         self._workers_known: Mapping[str, Mapping[str, Any]] = {}
@@ -160,7 +169,7 @@ class DaskCluster:
         """
         threads = self._threads
         if threads is None and self._scheduler is None:
-            threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
+            threads = max(1, processors() // self._workers)
         home = None if job.home is None else [job.home]
         with reached():
             return self.client.submit(
@@ -177,7 +186,9 @@ class DaskCluster:
 
     def _local(self) -> Client:
         import dask
-        from distributed import Client, LocalCluster
+        from distributed import Client
+
+        from pipeline.cluster.local_workers import LocalWorkers
 
         dashboard = "localhost:8787" if importlib.util.find_spec("bokeh") else None
         # Ctrl-C is for this process to answer; workers inherit that it is held back.
@@ -188,14 +199,7 @@ class DaskCluster:
             dask.config.set({"distributed.scheduler.worker-ttl": f"{_SILENT_SECONDS} s"}),
         ):
             warnings.filterwarnings("ignore", message="Port .* is already in use")
-            cluster = LocalCluster(
-                n_workers=self._workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=0,  # or Dask would pause a worker for ever whose teacher takes most of its share
-                dashboard_address=dashboard,
-                silence_logs=logging.CRITICAL,
-            )
+            cluster = LocalWorkers(self._workers, gpus=self._gpus, dashboard=dashboard)
         self._stack.callback(cluster.close)
         return self._stack.enter_context(Client(cluster, set_as_default=False))
 

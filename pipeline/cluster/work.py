@@ -20,6 +20,7 @@ from pipeline.calibration import Replay, share_sums, shares
 from pipeline.cluster.attempt import anywhere
 from pipeline.column_engine import Output, fill_columns
 from pipeline.maps import LiveMaps, MapSource, StoredMaps
+from pipeline.memory import share_memory
 from pipeline.part_report import PartReport, PartReports
 from pipeline.runtime import pick_device
 from sak.teachers.model import load_teacher
@@ -39,6 +40,7 @@ class Place(NamedTuple):
     Attributes:
         views: How many of the view set's are asked for.
         fits: Whether batches that memory does not hold are cut.
+        sharers: Workers that are known to share the memory of a machine.
     """
 
     store: str
@@ -47,6 +49,7 @@ class Place(NamedTuple):
     device: str
     batch: int
     fits: bool = False
+    sharers: int = 1
 
 
 class Target(NamedTuple):
@@ -174,6 +177,7 @@ def _sample(work: FitShare) -> Replay:
 
 
 def _source(store: Store, view_set: ViewSet, target: Target, place: Place, *, most: int = 1) -> MapSource:
+    share_memory(place.sharers)
     device = pick_device(place.device)
     if target.exact:
         return StoredMaps(store.column(view_set.name, target.exact, views=place.views), target.spec, device=device)

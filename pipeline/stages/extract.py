@@ -27,7 +27,8 @@ from pipeline.extraction_progress import ExtractionProgress
 from pipeline.maps import LiveMaps, MapSource, map_source
 from pipeline.needs import Need, needs
 from pipeline.pool import parts_done
-from pipeline.runtime import pick_device
+from pipeline.preemption import ended_by_sigterm
+from pipeline.runtime import pick_device, visible_gpus
 from pipeline.targets import find_column
 from pipeline.tracking import CONSOLE
 from pipeline.viewsets import make_part, view_set_spec
@@ -53,9 +54,10 @@ def extract(studies: Sequence[Study], /, *, log: ExtractionLog | None = None) ->
         BadImageError: A source image cannot be decoded (see ``on_error``).
         TeacherError: A teacher's weights are absent or do not fit.
         StoreError: The store is damaged or cannot be written.
+        Preempted: SIGTERM came; finished shards are kept.
     """
     seen: set[str] = set()
-    with ExitStack() as stack:
+    with ended_by_sigterm("extract"), ExitStack() as stack:
         log = stack.enter_context(log or ExtractionLog(None))
         clusters = _Clusters(stack, log)
         for study in studies:
@@ -82,12 +84,13 @@ class _Clusters:
     def of(self, study: Study) -> DaskCluster:
         """The one that a study asks for."""
         config = study.extract
-        key = (config.workers, config.scheduler, config.gpu_workers, study.threads)
+        key = (config.workers, config.scheduler, config.gpu_workers, study.threads, study.device)
         if key not in self._made:
             cluster = DaskCluster(
                 config.workers,
                 scheduler=config.scheduler,
                 gpu=config.gpu_workers,
+                gpus=[] if config.scheduler else visible_gpus(pick_device(study.device)),
                 threads=study.threads,
                 log=self._log,
             )
@@ -108,8 +111,8 @@ def _need(work: _Work, clusters: _Clusters) -> bool:
     study, need, view_set, config = work.study, work.need, work.view_set, work.study.extract
     wanted = [Wanted(study.teachers[name].spec(name), codec) for name, codec in need.teachers.items()]
     if config.engine == "dask":
-        fits = config.batch == "auto"
-        place = Place(study.store, view_set.name, view_set.spec.views, study.device, config.batch_rows, fits)
+        fits, sharers = config.batch == "auto", 1 if config.scheduler else config.workers
+        place = Place(study.store, view_set.name, view_set.spec.views, study.device, config.batch_rows, fits, sharers)
         cluster, progress = clusters.of(study), work.progress
         return extract_over(cluster, view_set, data=need.data, wanted=wanted, place=place, progress=progress)
     if study.threads is not None:

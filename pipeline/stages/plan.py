@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -24,7 +25,7 @@ from pipeline.planning import (
     view_seconds,
 )
 from pipeline.report.quantities import DASH, bytes_text, count_text, seconds_text
-from pipeline.resources import read_rate
+from pipeline.resources import own_memory, read_rate
 from pipeline.runtime import device_name, pick_device
 from pipeline.survey import survey
 from pipeline.trials import Terms, calibrated
@@ -57,6 +58,8 @@ class Planned(NamedTuple):
 
     Attributes:
         refusal: Why it is over its budget, in one line; None where it is not.
+        memory: Of a process, one row at a time where batches are cut to what memory holds.
+        whole: The same with batches that are not cut.
         rates: Bytes a second that each store's disk gives, where that is known.
     """
 
@@ -66,6 +69,7 @@ class Planned(NamedTuple):
     budget: Budget
     refusal: str | None
     memory: Memory
+    whole: Memory
     rates: dict[str, float]
 
     @property
@@ -92,20 +96,21 @@ def plan_extract(studies: Sequence[tuple[str, Study]], /, *, options: PlanOption
     study = studies[0][1]
     device = pick_device("auto" if study.extract.scheduler else study.device)
     found = survey(studies, device=device)
-    plan, memory = found.plan, process_memory(found.plan)
+    plan, base = found.plan, own_memory()
     budget = study_budget(study, stores=plan.stores, device=device)
     if options.calibrate:
         room = budget.device if device.type == "cuda" else budget.memory
         plan = calibrated(found, terms=Terms(device, None if room is None else room.bytes, options.seconds))
-    given = options.disk_mb_s
+    given, whole = options.disk_mb_s, replace(plan, engine=plan.engine._replace(fits=False))
     measured = {store: read_rate(store) if given is None else given * _MB for store in plan.stores}
     return Planned(
         plan=plan,
         options=options,
         machine=device_name(device),
         budget=budget,
-        refusal=over_budget(plan, budget),
-        memory=memory,
+        refusal=over_budget(plan, budget, base=base),
+        memory=process_memory(plan, base=base),
+        whole=process_memory(whole, base=base),
         rates={store: rate for store, rate in measured.items() if rate is not None},
     )
 
@@ -262,7 +267,9 @@ def _time_lines(planned: Planned) -> Iterator[str]:
     if plan.done:
         yield "time: nothing is missing"
     elif times.columns is None or times.views is None:
-        why = "its teachers do not fit in memory" if planned.options.calibrate else "no calibration was asked for"
+        why = "no calibration was asked for"
+        if planned.options.calibrate:
+            why = "its teachers do not fit in memory" if times.columns is None else "no image could be drawn to time it"
         yield f"time: not known; {why}"
     else:
         who = "one worker's" if plan.engine.remote else f"{plan.engine.processes} x {plan.engine.device}"
@@ -284,9 +291,16 @@ def _memory_lines(planned: Planned) -> Iterator[str]:
         f"memory: {bytes_text(need.total)} a process: {bytes_text(need.base)} this program,"
         f" {bytes_text(need.pixels)} pixels of a shard, {bytes_text(need.encoded)} encoded shard,"
         f" {bytes_text(need.weights)} teachers, {bytes_text(need.maps)} maps and activations of"
-        f" {engine.batch} views{place}"
+        f" {_batch_text(planned)}{place}"
     )
     yield f"memory of a training run's loader: {bytes_text(loader_memory(planned.plan))} at most"
+
+
+def _batch_text(planned: Planned) -> str:
+    engine = planned.plan.engine
+    if not engine.fits:
+        return f"{engine.batch} views"
+    return f"1 view ({bytes_text(planned.whole.maps)} of {engine.batch}; extract.batch=auto takes as many as fit)"
 
 
 def _disk_lines(planned: Planned) -> Iterator[str]:

@@ -21,13 +21,12 @@ from torch import Tensor
 from pipeline.calibration import in_batches
 from pipeline.config import Study
 from pipeline.errors import PipelineError
-from pipeline.features import Parts, decode_maps, encode_maps, load_pixels, run_teacher
+from pipeline.features import Parts, decode_maps, encode_maps
 from pipeline.fidelity import Fidelity, Measured
 from pipeline.makers import Makers, TeacherMaker, ViewMaker, makers_of
-from pipeline.runtime import pick_device
+from pipeline.runtime import torch_threads
 from pipeline.tracking import ProgressBar, progress_bar
 from pipeline.viewsets import draw_rows
-from sak.teachers.model import load_teacher
 from store.column import Column
 from store.rows import ViewRow
 from store.store import Store
@@ -118,14 +117,16 @@ def _view_set(store: Store, view_set: ViewSet, work: _Work, *, rows: int, bar: P
     if maker is not None and len(usable_N):
         sample = sample_rows(usable_N, rows)
         work.looked_at.append(view_set.folder)
-        work.faults.extend(_redrawn(view_set, maker, sample, bar=bar))
+        with torch_threads(maker.threads):
+            work.faults.extend(_redrawn(view_set, maker, sample, bar=bar))
     for column in store.columns(view_set.name):
         teacher = work.makers.of_column(column)
         stored_N = usable_N[np.isin(view_set.spec.parts_of(usable_N), column.committed_parts())]
         if teacher is not None and len(stored_N):
             work.looked_at.append(column.folder)
             column.check_join(view_set)
-            work.faults.extend(_reextracted(column, teacher, sample_rows(stored_N, rows), work.table, bar=bar))
+            with torch_threads(teacher.threads):
+                work.faults.extend(_reextracted(column, teacher, sample_rows(stored_N, rows), work.table, bar=bar))
 
 
 def _redrawn(view_set: ViewSet, maker: ViewMaker, rows: Sequence[int], *, bar: ProgressBar) -> list[str]:
@@ -164,11 +165,11 @@ def _reextracted(
 ) -> list[str]:
     """Faults of levels whose stored features are not the teacher's; adds the levels to the table."""
     spec = column.spec
-    teacher = load_teacher(maker.spec, device=str(pick_device(maker.device)))
+    source = maker.load()
     levels = [_Level(Fidelity(), Fidelity(), []) for _ in spec.levels]
     shown = bar.add_task(f"{spec.teacher} over {spec.view_set}", total=len(rows))
     for some in in_batches(rows, maker.batch):
-        feats = run_teacher(teacher, load_pixels(column.view_set, some))
+        feats = source.sample(column.view_set, some)
         if [tuple(feat.shape[1:]) for feat in feats] != [level.shape for level in spec.levels]:
             return [f"error: {column.folder}: the teacher gives maps of other shapes now; its weights were exchanged"]
         parts, stored = encode_maps(spec, feats), _stored_parts(column, some, device=feats[0].device)

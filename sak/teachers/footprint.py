@@ -5,15 +5,12 @@ Legend: H W input rows and columns.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from sak.live_bytes import LiveBytes
 from sak.teachers.model import meta_teacher
 from sak.teachers.spec import TeacherSpec
 
@@ -57,41 +54,8 @@ def footprint(spec: TeacherSpec, /, *, view: tuple[int, int]) -> Footprint:
         rows, columns = teacher.fit(torch.empty((1, 3, *view))).image_BCHW.shape[-2:]
     shapes = tuple((feat.shape[1], feat.shape[2], feat.shape[3]) for feat in maps)
     parameters = sum(parameter.numel() for parameter in teacher.network.parameters())
-    live = _Live()
+    live = LiveBytes()
     # Apart from the count of arithmetic, which takes fused kernels to pieces that would be held in memory.
     with torch.device("meta"), torch.inference_mode(), live:
         teacher(torch.empty((1, 3, *view), dtype=torch.uint8))
     return Footprint(parameters, counter.get_total_flops() // 2, (rows, columns), shapes, live.most)
-
-
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of tensors that are made while it is on, as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.most = self._now = 0
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._sizes:  # a view of a tensor that is known
-            return
-        self._sizes[storage._cdata] = storage.nbytes()
-        self._now += storage.nbytes()
-        self.most = max(self.most, self._now)
-        weakref.finalize(storage, self._free, storage._cdata)
-
-    def _free(self, key: int) -> None:
-        self._now -= self._sizes.pop(key)

@@ -90,3 +90,13 @@ def test_maps_are_encoded_in_halves_where_memory_holds_no_whole() -> None:
         assert torch.equal(parts["values"], feat + 1)
         assert torch.equal(parts["scale"], feat[:, :1])
     assert sizes == [5, 2, 3, 1, 2]
+
+
+def test_processes_that_share_memory_count_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 9000)
+    assert available_bytes() == 9000
+    memory.share_memory(3)
+    try:
+        assert available_bytes() == 3000
+    finally:
+        memory.share_memory(1)

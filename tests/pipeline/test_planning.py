@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.budgets import Budget, Limit, over_budget
+from pipeline.calibration import KEEP_BYTES
 from pipeline.planning import (
     Column,
     ColumnKey,
@@ -33,7 +35,19 @@ from sak.teachers.spec import TeacherSpec
 HERE = ViewKey("store", "views")
 # 10 channels of 4 x 5: 200 values, twice.
 COST = Footprint(parameters=1000, macs=50_000, input=(8, 8), maps=((10, 4, 5), (10, 4, 5)), activations=3000)
-ENGINE = Engine(device="cpu", accelerator=False, processes=1, remote=False, threads=0, batch=4, drawing=2)
+ENGINE = Engine(
+    device="cpu",
+    accelerator=False,
+    processes=1,
+    workers=1,
+    remote=False,
+    threads=0,
+    batch=4,
+    fits=False,
+    drawing=2,
+    behind=0,
+    behind_bytes=0,
+)
 A, B = (ColumnKey(HERE, name, name, "int8") for name in "ab")
 
 
@@ -137,3 +151,72 @@ def test_the_loader_reads_ahead_of_an_accelerator_alone() -> None:
     assert loader_memory(found) == kept + 8 * row
     ahead = loader_memory(replace(found, engine=ENGINE._replace(accelerator=True)))
     assert ahead > kept + 4 * 8 * row
+
+
+def test_host_and_accelerator_are_each_measured_where_they_hold_most() -> None:
+    there = ViewKey("store", "others")
+    first = plan(column("a", fits=50), column("b", missing=0))
+    wide = first.views[HERE]._replace(shard_rows=100, pixels=19200)  # much to hold, and little to compute
+    elsewhere = ColumnKey(there, "a", "a", "int8")
+    both = replace(
+        first,
+        views={**first.views, there: wide},
+        columns={**first.columns, elsewhere: column("a", exact=True)},
+        groups=(*first.groups, Group(there, (elsewhere,))),
+        engine=ENGINE._replace(device="cuda", accelerator=True),
+    )
+    alone = [extract_memory(replace(both, groups=(group,)), base=7, keep=1 << 30) for group in both.groups]
+    found = extract_memory(both, base=7, keep=1 << 30)
+    assert alone[0].device > alone[1].device
+    assert alone[0].host < alone[1].host
+    assert (found.host, found.device) == (alone[1].host, alone[0].device)
+
+
+def test_shards_that_are_written_behind_are_held_as_far_as_they_may() -> None:
+    shard = 16 * 400
+    for room, copies in ((10 * shard, 4), (1.5 * shard, 3), (shard - 1, 2)):
+        engine = ENGINE._replace(behind=2, behind_bytes=int(room))
+        found = replace(plan(column("a"), column("b")), engine=engine)
+        assert extract_memory(found, base=0, keep=0).encoded == copies * shard
+
+
+def test_where_batches_are_cut_room_for_one_row_is_enough() -> None:
+    cut = replace(plan(column("a"), column("b")), engine=ENGINE._replace(fits=True))
+    row = 2 * 4 * 400 + 3000
+    assert extract_memory(cut, base=0, keep=0).maps == row
+    whole = extract_memory(replace(cut, engine=ENGINE), base=0, keep=0)
+    assert whole.maps == 4 * row
+    room = Budget({}, Limit(extract_memory(cut, base=0, keep=KEEP_BYTES).total, "extract.max_memory"), None)
+    assert over_budget(cut, room, base=0) is None
+    assert "extract.batch (now 4)" in (over_budget(replace(cut, engine=ENGINE), room, base=0) or "")
+
+
+def test_memory_is_that_of_every_worker_however_few_processors_there_are() -> None:
+    engine = ENGINE._replace(device="cuda", accelerator=True, processes=2, workers=5)
+    found = replace(plan(column("a"), column("b")), engine=engine)
+    need = extract_memory(found, base=0, keep=KEEP_BYTES)
+    assert engine.sharing == 3
+    enough = Budget({}, Limit(5 * need.host, "here"), Limit(3 * need.device, "free on a GPU"))
+    assert over_budget(found, enough, base=0) is None
+    less = Budget({}, Limit(5 * need.host - 1, "here"), Limit(3 * need.device - 1, "free on a GPU"))
+    refusal = over_budget(found, less, base=0) or ""
+    assert "in 5 processes" in refusal
+    assert "on cuda from 3 workers" in refusal
+
+
+def test_a_step_that_draws_its_teachers_reads_and_saves_less() -> None:
+    found = plan(column("a"), column("b"))
+    drawn = replace(found, stages=tuple(stage._replace(share=0.5) for stage in found.stages))
+    assert [read_bytes(drawn, stage) for stage in drawn.stages] == [650, 650, 400]
+    assert payback(drawn).online == payback(found).online / 2
+
+
+def test_stores_on_one_disk_share_what_is_free() -> None:
+    found = plan(column("a"), column("b"))
+    other = ViewKey("elsewhere", "views")
+    both = replace(found, views={**found.views, other: found.views[HERE]})
+    free = int(found.disk("store")) + 1
+    here, there = Limit(free, "free on its disk", disk=1), Limit(free, "free on its disk", disk=2)
+    assert over_budget(both, Budget({"store": here, "elsewhere": there}, None, None), base=0) is None
+    refusal = over_budget(both, Budget({"store": here, "elsewhere": here}, None, None), base=0) or ""
+    assert "of disk in store and elsewhere" in refusal

@@ -193,3 +193,16 @@ def test_a_ledger_brought_up_to_date_equals_a_new_one(
     fresh, _ = read(after, empty_ledger())
     assert same(updated, fresh)
     assert sorted(asked) == sorted(part for part in after if after[part] != before.get(part))
+
+
+def test_a_user_without_a_home_keeps_no_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SAK_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    monkeypatch.setattr(ledger, "_KEPT_PARTS", 1)
+    monkeypatch.setattr(ledger, "_THREADS", 2)
+    (view_set,) = fill(tmp_path / "store").view_sets()
+    assert len(view_set.usable_rows()) == view_set.spec.rows

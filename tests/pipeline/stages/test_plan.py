@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from pipeline import trials
+from pipeline import trials, viewsets
 from pipeline.budgets import BudgetError, require_budgets
 from pipeline.config import Study
 from pipeline.errors import PipelineError
+from pipeline.planning import Stage
+from pipeline.recipes import recipe_from_mapping
+from pipeline.report.quantities import bytes_text
+from pipeline.resources import Free
 from pipeline.runs import substudies
 from pipeline.stages.extract import extract
 from pipeline.stages.plan import Planned, PlanOptions, plan_extract, plan_json, plan_lines, plan_tables
 from pipeline.stages.run import prepare
+from store.order import image_permutation
 from store.store import Store
 from tests.conftest import Finished
-from tests.tiny_recipe import files_of, tiny_recipe, tree_digests
+from tests.tiny_recipe import files_of, tiny_mapping, tiny_recipe, tree_digests
 
 STAGE1 = ("data.eval=null", "finetune=null", "runs={sak: {}}", "baselines=[]")
 COUNTED, TRIED = PlanOptions(calibrate=False), PlanOptions(seconds=0.02)
@@ -188,7 +194,7 @@ def test_a_plan_over_its_budget_is_refused_before_and_after_a_trial(
 
 
 def test_a_full_disk_is_found_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.budgets.free_space", lambda root: 1000)
+    monkeypatch.setattr("pipeline.budgets.free_space", lambda root: Free(1000, 1))
     with pytest.raises(BudgetError, match=r"over the 1.00 kB free on its disk"):
         require_budgets(studies(tmp_path))
     require_budgets(studies(tmp_path, "extract.max_disk=1GB"))
@@ -209,3 +215,51 @@ def test_the_planned_bytes_are_an_upper_bound_of_what_is_written(tmp_path: Path)
     written = sum((tmp_path / "store" / name).stat().st_size for name in files_of(tmp_path / "store"))
     assert written < 2 * planned
     assert planned < 2 * written
+
+
+def test_memory_is_of_every_worker_and_time_of_every_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.survey.processors", lambda: 2)
+    dask = "extract.engine=dask", "extract.workers=8"
+    planned = plan_extract(studies(tmp_path, *dask, "extract.max_memory=1MB"), options=COUNTED)
+    assert (planned.plan.engine.processes, planned.plan.engine.workers) == (2, 8)
+    assert "of memory in 8 processes" in (planned.refusal or "")
+    assert bytes_text(8 * planned.memory.total) in (planned.refusal or "")
+
+
+def test_the_plan_counts_drawn_teachers_and_whole_batches(tmp_path: Path) -> None:
+    epoch = ["distill.steps=null", "distill.epochs=1.0", "distill.batch=8", *STAGE1]
+
+    def stage(*more: str) -> Stage:
+        (found,) = plan_extract(studies(tmp_path, *epoch, *more), options=COUNTED).plan.stages
+        return found
+
+    assert (stage().images, stage().share) == (24, 1.0)
+    assert stage("distill.drop_last=true").images == 16
+    assert stage("distill.teachers_per_step=1").share == 0.5
+
+
+def test_batches_of_auto_are_planned_for_a_row(tmp_path: Path) -> None:
+    auto = plan_extract(studies(tmp_path, "extract.batch=auto"), options=COUNTED)
+    whole = plan_extract(studies(tmp_path, "extract.batch=32"), options=COUNTED)
+    assert auto.memory.maps < auto.whole.maps == whole.memory.maps
+    assert any("1 view (" in line and "of 32; extract.batch=auto" in line for line in plan_lines(auto))
+
+
+def test_rows_without_an_image_are_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(6):
+        Image.new("RGB", (40, 40), (40 * index, 0, 0)).save(folder / f"{index}.png")
+    source = {"name": "imagefolder", "root": str(folder), "split": "all"}
+    data = {"source": source, "view": {"kind": "full", "size": 32}, "on_error": "skip", "max_bad": 0.9}
+    mapping = tiny_mapping(tmp_path) | {"data": {"distill": data}, "finetune": None, "runs": {}, "baselines": []}
+    study = recipe_from_mapping(mapping, overrides=["extract.batch=1"]).runs[0].study
+    for index in image_permutation(6, order_seed=0)[:5]:  # all but the last row
+        (folder / f"{index}.png").write_bytes(b"no image")
+    planned = plan_extract([("one", study)], options=TRIED)
+    assert all(item.speed and item.speed.forward > 0 for item in planned.plan.columns.values())
+    for path in folder.iterdir():
+        path.write_bytes(b"no image")
+    viewsets.cached_source.cache_clear()
+    with pytest.raises(PipelineError, match="have no image; mend the source"):
+        plan_extract([("one", study)], options=TRIED)

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import makers, maps
 from pipeline.config import Study
 from pipeline.errors import PipelineError
 from pipeline.recipes import Recipe
+from pipeline.runtime import torch_threads
 from pipeline.stages import recompute as module
 from pipeline.stages.inspect import verify_store
 from pipeline.stages.recompute import FLOAT_NOISE, MARGIN, allowed_error, recompute, sample_rows
@@ -72,7 +74,7 @@ def test_weights_exchanged_behind_the_identity_are_found(
     stores: dict[str, Recipe], codec: str, harm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every byte is as recorded: only the teacher itself can tell."""
-    real = module.load_teacher
+    real = makers.load_teacher
 
     def other(spec: Any, **options: Any) -> Any:
         if spec.name != "second":
@@ -86,7 +88,7 @@ def test_weights_exchanged_behind_the_identity_are_found(
                 weight += 0.3 * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
         return teacher
 
-    monkeypatch.setattr(module, "load_teacher", other)
+    monkeypatch.setattr(makers, "load_teacher", other)
     study = study_of(stores[codec])
     found = recompute(study.store, [study], rows=5)
     assert found.failed
@@ -98,12 +100,12 @@ def test_weights_exchanged_behind_the_identity_are_found(
 
 
 def test_a_teacher_of_other_shapes_is_said(stores: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module.load_teacher
+    real = makers.load_teacher
 
     def other(spec: Any, **options: Any) -> Any:
         return real(dataclasses.replace(spec, overrides={**spec.overrides, "embed_dim": 32}), **options)
 
-    monkeypatch.setattr(module, "load_teacher", other)
+    monkeypatch.setattr(makers, "load_teacher", other)
     study = study_of(stores["int8"])
     found = recompute(study.store, [study], rows=2)
     assert [line.split(": ", 2)[2] for line in found.lines] == [
@@ -170,13 +172,31 @@ def test_store_opens_no_teacher_that_it_has_no_column_of(
     recipe = stores["int8"]
     study = study_of(recipe)
     names: list[str] = []
-    real = module.load_teacher
+    real = makers.load_teacher
 
     def noting(spec: Any, **options: Any) -> Any:
         names.append(spec.name)
         return real(spec, **options)
 
-    monkeypatch.setattr(module, "load_teacher", noting)
+    monkeypatch.setattr(makers, "load_teacher", noting)
     other = tiny_recipe(Path(study.store).parent, [CODECS["int8"], "teachers.second.random=5"], only="sak")
     assert not recompute(study.store, [study_of(other)], rows=2).failed
     assert names == ["first"] * len(Store.open(study.store).view_set_names())
+
+
+def test_teachers_run_on_as_many_threads_as_in_extraction(
+    stores: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real = maps.run_teacher
+
+    def noting(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return real(*arguments)
+
+    monkeypatch.setattr(maps, "run_teacher", noting)
+    study = study_of(stores["int8"])
+    with torch_threads(3):
+        assert not recompute(study.store, [dataclasses.replace(study, threads=2)], rows=2).failed
+        assert torch.get_num_threads() == 3
+    assert set(seen) == {2}

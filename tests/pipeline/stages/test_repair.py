@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from pipeline import mending, viewsets
+from pipeline import makers, maps, mending, viewsets
 from pipeline.config import Study
 from pipeline.errors import DataError
+from pipeline.runtime import torch_threads
 from pipeline.stages.extract import extract
 from pipeline.stages.inspect import verify_store
 from pipeline.stages.repair import repair_store
@@ -44,13 +46,13 @@ def studies(tmp_path: Path) -> list[Study]:
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the teachers that a repair builds."""
     names: list[str] = []
-    real = mending.load_teacher
+    real = makers.load_teacher
 
     def noting(spec: Any, **options: Any) -> Any:
         names.append(spec.name)
         return real(spec, **options)
 
-    monkeypatch.setattr(mending, "load_teacher", noting)
+    monkeypatch.setattr(makers, "load_teacher", noting)
     return names
 
 
@@ -435,3 +437,55 @@ def test_parts_of_a_view_set_are_made_by_workers(root: Path, tmp_path: Path, mon
     assert done.failed is False, done.lines
     assert sorted(line.split(",")[0][-6:] for line in done.lines) == ["part 0", "part 1", "part 2"]
     assert contents(root) == before
+
+
+def test_columns_over_images_that_cannot_be_made_again_are_each_named(root: Path, tmp_path: Path) -> None:
+    flip(one(root, f"{VIEWS}/images/part-00001.tar"))
+    for teacher in ("first", "second"):
+        flip(one(root, f"columns/*unlabeled*/{teacher}-*/level_1/c/1/**/0"))
+    flip(one(root, f"{COLUMN}/level_1/c/2/**/0"))
+    study = tiny_recipe(tmp_path, ["data.distill.seed=4"], only="sak").runs[0].study
+    done = repair_store(root, [study])
+    assert done.failed
+    assert sum(line.startswith("not repaired: columns/") and "part 1" in line for line in done.lines) == 2
+    assert sum(line.startswith("remade columns/") and "part 2" in line for line in done.lines) == 1
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and torch's threads of each call of a teacher, which has memory for three rows."""
+    seen: list[tuple[int, int]] = []
+    real = maps.run_teacher
+
+    def noting(teacher: Any, pixels: Any) -> Any:
+        seen.append((len(pixels), torch.get_num_threads()))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError
+        return real(teacher, pixels)
+
+    monkeypatch.setattr(maps, "run_teacher", noting)
+    return seen
+
+
+def test_a_column_is_remade_as_memory_allows_on_as_many_threads_as_before(
+    root: Path, tmp_path: Path, batches: list[tuple[int, int]]
+) -> None:
+    before = contents(root)
+    flip(one(root, f"{COLUMN}/level_1/c/1/**/0"))
+    study = tiny_recipe(tmp_path, ["extract.batch=auto", "threads=1"], only="sak").runs[0].study
+    with torch_threads(2):
+        done = repair_store(root, [study])
+        assert torch.get_num_threads() == 2
+    assert done.failed is False, done.lines
+    assert contents(root) == before
+    assert {threads for _, threads in batches} == {1}
+    assert max(rows for rows, _ in batches) > 3 >= batches[-1][0]
+
+
+def test_a_column_that_memory_does_not_hold_is_left_with_the_reason(
+    root: Path, studies: list[Study], batches: list[tuple[int, int]]
+) -> None:
+    flip(one(root, f"{COLUMN}/level_1/c/1/**/0"))
+    done = repair_store(root, studies)
+    assert done.failed
+    assert any(line.startswith("not repaired: columns/") for line in done.lines)

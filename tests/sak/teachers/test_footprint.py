@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from sak.teachers.footprint import _Live, footprint
+from sak.live_bytes import LiveBytes
+from sak.teachers.footprint import footprint
 from sak.teachers.spec import TeacherSpec
 
 VIT = TeacherSpec(name="t", timm="vit_tiny_patch16_224", random=0, overrides={"depth": 4, "img_size": 64})
 
 
 def test_live_bytes_are_those_of_tensors_that_are_held() -> None:
-    with torch.device("meta"), torch.inference_mode(), _Live() as live:
+    with torch.device("meta"), torch.inference_mode(), LiveBytes() as live:
         first = torch.empty(100)
         second = first + 1
         second.view(10, 10).add_(1)  # the same memory
