@@ -152,6 +152,7 @@ class Trainer:
                 with autocast(self.device, precision=self.plan.precision):
                     named = self.replica.forward(batch)
                 torch.autograd.backward(self.state.scaler.scale(named["total"] / count))
+            _part_gradients(self.model)
             for name, value in named.items():
                 part = value.detach() / count
                 means[name] = means[name] + part if name in means else part
@@ -179,3 +180,18 @@ class Trainer:
         """Leave in the model what is to be used of it: the average, where there is one."""
         if self.average is not None:
             self.average.give(self.model)
+
+
+def _part_gradients(model: nn.Module) -> None:
+    """Give each gradient memory of its own: adding to one, or clipping it, shall change no other.
+
+    torch.compile hands out views of one tensor where gradients are equal, as those of a class token and of its position
+    are for a single image.
+    """
+    seen: set[int] = set()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            address = parameter.grad.untyped_storage().data_ptr()
+            if address in seen:
+                parameter.grad = parameter.grad.clone()
+            seen.add(address)
