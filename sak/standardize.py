@@ -20,6 +20,9 @@ STANDARDS = ("none", "channel", "phi-s")
 """``none`` leaves features as they are, as published; ``channel`` gives every channel mean 0 and variance 1; ``phi-s``
 does so by one rotation and one scale for all channels, which keeps angles and relative distances."""
 
+_CONSTANT = 1e-6
+"""Of a channel's size, a standard deviation that is none: as the difference of two sums it is known to some 1e-8."""
+
 
 @dataclass(frozen=True, slots=True)
 class Affine:
@@ -83,7 +86,7 @@ class Moments:
 def standardization(kind: str, moments: Moments, /) -> Affine | None:
     """The map that a choice of ``STANDARDS`` means for features with these moments; None for ``none``.
 
-    A channel that never changes is centred and not scaled.
+    A channel that never changes is centred and not scaled; ``_CONSTANT`` says where rounding is all its variance.
 
     Raises:
         UnknownNameError: ``kind`` is not a choice.
@@ -98,11 +101,13 @@ def standardization(kind: str, moments: Moments, /) -> Affine | None:
     if kind == "none":
         return None
     variance_C = moments.covariance_CC.diagonal().clamp_min(0)
+    mean_C, overall = moments.mean_C, variance_C.mean().sqrt()
     if kind == "channel":
         std_C = variance_C.sqrt()
-        return Affine(moments.mean_C.float(), torch.where(std_C > 0, 1 / std_C, 1.0).float())
-    alpha = math.sqrt(float(variance_C.mean())) or 1.0
-    return Affine(moments.mean_C.float(), None, (_phi(moments.covariance_CC) / alpha).float())
+        changes_C = std_C > _CONSTANT * (mean_C.abs() + overall)
+        return Affine(mean_C.float(), torch.where(changes_C, 1 / std_C, 1.0).float())
+    alpha = float(overall) if overall > _CONSTANT * mean_C.square().mean().sqrt() else 1.0
+    return Affine(mean_C.float(), None, (_phi(moments.covariance_CC) / alpha).float())
 
 
 def apply_affine(affine: Affine, maps_BCHW: Tensor, /) -> Tensor:
