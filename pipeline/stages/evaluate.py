@@ -169,6 +169,11 @@ class _Scorer(NamedTuple):
     standards: Standards
     loss: FeatureLossConfig
 
+    @property
+    def device(self) -> torch.device:
+        """Of the student, where all else is brought."""
+        return next(self.student.parameters()).device
+
     def score(self, rows: Sequence[int], /, *, batch: int, label: str, boundary: HeldOut | None) -> _Score:
         """Metrics over rows, and the mean mixing weights (level, expert) of each task."""
         tasks = tuple(self.student.spec.tasks)
@@ -180,11 +185,10 @@ class _Scorer(NamedTuple):
             for start in range(0, len(rows), batch):
                 chunk = rows[start : start + batch]
                 pixels, labels = to_tensors(load_samples(self.view_set, chunk, tasks=tasks))
-                output, loss = self._forward(chunk, pixels)
+                output, loss = self._forward(chunk, pixels.to(self.device))
                 feature += loss * len(chunk)
                 if metrics:
-                    device = next(iter(output.tasks.values())).device
-                    metrics.update(output.tasks, {task: value.to(device) for task, value in labels.items()})
+                    metrics.update(output.tasks, {task: value.to(self.device) for task, value in labels.items()})
                 if boundary:
                     bytes_B1HW = (output.tasks["edge"].float().sigmoid() * 255).to(torch.uint8)
                     maps_BHW = bytes_B1HW[:, 0].cpu().numpy()
@@ -207,26 +211,27 @@ class _Scorer(NamedTuple):
         found: dict[str, Array] = {"image": np.stack([sample.image for sample in samples])}
         found["key"] = np.array([sample.key for sample in samples])
         found |= {f"label/{task}": np.stack([sample.labels[task] for sample in samples]) for task in tasks}
-        pixels = to_tensors(samples).pixels
+        pixels = to_tensors(samples).pixels.to(self.device)
         with torch.inference_mode():
             output, _ = self._forward(rows, pixels)
             found |= {f"pred/{task}": maps for task, maps in decode_predictions(output.tasks).items()}
             if self.targets is not None:
-                wanted = self.standards(self.targets.targets(self.targets.read(np.asarray(rows)), pixels))
+                wanted = self._wanted(self.targets, rows, pixels)
                 found |= _named_maps("teacher", wanted) | _named_maps("student", output.aligned)
         return found
 
     def _forward(self, rows: Sequence[int], pixels: Tensor) -> tuple[StudentOutput, float]:
-        device = next(self.student.parameters()).device
-        pixels = pixels.to(device)
         output = self.student(self.normalise(pixels), with_aligned=self.targets is not None)
         if self.targets is None:
             return output, 0.0
-        wanted = self.standards(self.targets.targets(self.targets.read(np.asarray(rows)), pixels))
+        wanted = self._wanted(self.targets, rows, pixels)
         loss, weights = self.loss, loss_weights(self.loss)
         return output, float(
             distill_loss(wanted, output.aligned, loss.loss, cosine=loss.cosine, weights=weights)["total"]
         )
+
+    def _wanted(self, targets: TargetSource, rows: Sequence[int], pixels: Tensor) -> dict[str, list[Tensor]]:
+        return self.standards(targets.targets(targets.read(np.asarray(rows)), pixels))
 
 
 def _named_maps(side: str, maps: Mapping[str, Sequence[Tensor]]) -> dict[str, Array]:

@@ -225,6 +225,21 @@ def test_weights_that_changed_on_disk_are_refused(finished: Finished, tmp_path: 
         run_stages(recipe, ["eval"])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("override", ["distill.standardize=channel", "finetune.targets=online"])
+def test_on_a_gpu_the_gallery_is_that_of_a_cpu(finished: Finished, tmp_path: Path, override: str) -> None:
+    """Pixels, standards, live teachers and decoded maps all meet on the student's device."""
+    found: list[dict[str, Any]] = []
+    for device in ("cpu", "cuda"):
+        recipe = finished.fresh(tmp_path / device, f"device={device}", "distill.steps=1", "finetune.steps=1", override)
+        run_stages(recipe, ["distill", "finetune", "eval"])
+        with np.load(evaluate_dir(recipe.runs[0].study, recipe.out).path / "gallery.npz") as file:
+            found.append({name: file[name] for name in file.files})
+    assert found[0].keys() == found[1].keys() >= {"teacher/first/0", "student/first/0"}
+    for name in (name for name in found[0] if name.startswith(("teacher/", "student/"))):
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=0.05, atol=0.05, err_msg=name)
+
+
 def test_predictions_as_maps() -> None:
     shown = decode_predictions(
         {
