@@ -123,10 +123,16 @@ def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
 
 def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
+    counted_there = _counted_there(optimizer)
     optimizer.state.clear()
     for key, value in tensors.items():
         name, _, field = key.rpartition("/")
         parameter = parameters[name]
-        # AdamW keeps its step counter on the CPU unless it is capturable.
-        placed = value if field == "step" else value.to(parameter.device)
-        optimizer.state[parameter][field] = placed
+        placed = field != "step" or parameter in counted_there
+        optimizer.state[parameter][field] = value.to(parameter.device) if placed else value
+
+
+def _counted_there(optimizer: torch.optim.Optimizer) -> set[Tensor]:
+    """Parameters whose step counter torch keeps beside them, as one kernel for all wants it; others are on the CPU."""
+    groups = [group for group in optimizer.param_groups if group.get("fused") or group.get("capturable")]
+    return {parameter for group in groups for parameter in group["params"]}

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.checkpoint import TrainState, checkpoint_path, latest_step, load_checkpoint, save_checkpoint
+from pipeline.checkpoint import (
+    TrainState,
+    _load_optimizer,
+    checkpoint_path,
+    latest_step,
+    load_checkpoint,
+    save_checkpoint,
+)
 from sak.errors import CheckpointError
 
 
@@ -60,6 +67,19 @@ def test_the_order_of_parameter_groups_does_not_matter(tmp_path: Path) -> None:
     load_checkpoint(path, TrainState(model, swapped, SCALER, {}))
     for parameter in model.parameters():
         assert swapped.state[parameter]["exp_avg"].shape == parameter.shape
+
+
+@pytest.mark.parametrize(("option", "home"), [({}, "cpu"), ({"fused": True}, "meta"), ({"capturable": True}, "meta")])
+def test_step_counters_come_back_where_torch_keeps_them(option: dict[str, bool], home: str) -> None:
+    """One kernel for all reads them beside the parameters; ``meta`` stands for a GPU."""
+    model = nn.Linear(2, 1, device="meta")
+    optimizer = torch.optim.AdamW([{"params": [model.weight], **option}, {"params": [model.bias]}])
+    saved = {f"{name}/{key}": torch.zeros(()) for name in ("weight", "bias") for key in ("step", "exp_avg")}
+    _load_optimizer(model, optimizer, saved)
+    found = {name: optimizer.state[value] for name, value in model.named_parameters()}
+    assert {state["exp_avg"].device.type for state in found.values()} == {"meta"}
+    assert found["weight"]["step"].device.type == home
+    assert found["bias"]["step"].device.type == "cpu"
 
 
 def test_equal_state_gives_equal_bytes(tmp_path: Path) -> None:
