@@ -33,6 +33,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_device(name: str, /, *, ranks: Ranks = ALONE) -> torch.device:
     """``auto`` takes CUDA when there is one; each of several ranks on a machine gets a GPU of its own.
 
+    A GPU that is named becomes the current one, which is where ``RandomState`` looks.
+
     Raises:
         PipelineError: The named device is not available.
     """
@@ -43,6 +45,8 @@ def pick_device(name: str, /, *, ranks: Ranks = ALONE) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise PipelineError(f"device: {name!r} cannot be used here ({error}); take auto, cpu or cuda") from error
     return device

@@ -23,6 +23,16 @@ def test_a_device_that_is_not_there_is_named(name: str) -> None:
     assert repr(name) in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "made"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
+def test_a_gpu_that_is_named_is_the_current_one(name: str, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its generator's state would be in no checkpoint."""
+    current: list[str] = []
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
+    assert pick_device(name) == torch.device(name)
+    assert current == made
+
+
 def test_seeding_repeats_the_draws() -> None:
     threads = torch.get_num_threads()
     seed_everything(3, threads=1)
