@@ -58,7 +58,8 @@ class Ranks:
         """Rank 0's value, everywhere: what it finds on disk decides, whatever another machine sees of that disk."""
         if self.world == 1:
             return value
-        word = torch.tensor(value if self.first else 0)
+        # Of one type on all ranks: a truth is one byte on rank 0, and eight on those that wait for it.
+        word = torch.tensor(int(value) if self.first else 0, dtype=torch.int64)
         dist.broadcast(word, src=0)
         return int(word)
 

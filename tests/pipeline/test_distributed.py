@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.batch_norm import RankBatchNorm
@@ -181,6 +182,15 @@ def test_alone_everything_is_itself() -> None:
     assert ALONE.replica(forward, model=nn.Linear(1, 1)).forward is forward
     with joined() as ranks:
         assert ranks is ALONE
+
+
+@pytest.mark.parametrize("value", [True, False, 7])
+def test_ranks_agree_in_words_of_one_size(value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gloo copies bytes: a truth of one byte would fill an eighth of what the others wait for."""
+    words: list[Tensor] = []
+    monkeypatch.setattr(dist, "broadcast", lambda word, src: words.append(word))
+    assert [Ranks(rank=rank, world=2).agreed(value) for rank in (0, 1)] == [value, 0]
+    assert [word.dtype for word in words] == [torch.int64, torch.int64]
 
 
 def test_who_is_who() -> None:
