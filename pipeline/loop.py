@@ -73,6 +73,7 @@ def train(model: nn.Module, losses: LossFunction, loader: Loader, *, plan: Train
         shown = bar.add_task(label, total=plan.steps, completed=start, note="")
         meter = Meter(run.device, read_bytes=lambda: loader.read_bytes, ranks=split.ranks)
         timed = meter.timed(batches)
+        done, signal = start, 0
         for step in range(start, plan.steps):
             done = step + 1
             watched = track.records(done, of=plan.steps)
@@ -87,9 +88,12 @@ def train(model: nn.Module, losses: LossFunction, loader: Loader, *, plan: Train
             if signal or done % track.checkpoint_every == 0 or done == plan.steps:
                 run.record(step, named)  # refuses to keep a state whose loss is no number
                 run.save(done)
-            if signal and done < plan.steps:
-                message = f"{label}: stopped at step {done} of {plan.steps} as asked; rerun to continue"
-                raise stop.error(signal, message)
+            if signal:
+                break
+        # Also after the last step: whoever asked to stop wants no other stage or run to begin.
+        signal = signal or stop.asked(last=True)
+        if signal:
+            raise stop.error(signal, f"{label}: stopped at step {done} of {plan.steps} as asked; rerun to continue")
     run.finish()
 
 

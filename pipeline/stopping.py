@@ -35,18 +35,21 @@ class Stop:
             before = {}
         try:
             yield self
-            if self._answer is not None:
-                self._answer()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def asked(self) -> int:
-        """The signal to stop for after this step, the same on every rank, or 0; to be called once a step."""
+    def asked(self, *, last: bool = False) -> int:
+        """The signal to stop for after this step, the same on every rank, or 0; to be called once a step.
+
+        Args:
+            last: Nothing is asked after it, so that no answer is left for later.
+        """
         if self._ranks.world == 1:
             return self._number
         before, self._answer = self._answer, self._ranks.largest_later(self._number)
-        return before() if before is not None else 0
+        found = before() if before is not None else 0
+        return max(found, self._answer()) if last else found
 
     def error(self, number: int, message: str, /) -> Interrupted:
         """What a stage that stops for this signal raises."""

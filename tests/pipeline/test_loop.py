@@ -149,12 +149,14 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints/step-000000006.safetensors").exists()
 
 
-def test_a_signal_in_the_last_step_is_no_interruption(tmp_path: Path) -> None:
+def test_a_signal_in_the_last_step_stops_what_would_come_next(tmp_path: Path) -> None:
     def hook(step: int) -> None:
         if step == 9:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    run(tmp_path, hook=hook)
+    with pytest.raises(Preempted, match="stopped at step 10 of 10 as asked"):
+        run(tmp_path / "cut", hook=hook)
+    assert same(run(tmp_path / "whole"), run(tmp_path / "cut", hook=fail_at(0)))
 
 
 def test_training_works_outside_the_main_thread(tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def test_all_stop_one_step_after_any_of_them_was_asked() -> None:
         assert [stop.asked() for _ in range(5)] == [0, 0, 0, 0, signal.SIGTERM]
 
 
+@pytest.mark.parametrize("at", [0, 2, 3])
+def test_at_the_end_no_answer_is_left_unread(at: int) -> None:
+    others: Any = Others(at=at)
+    with Stop(others).listen() as stop:
+        for _ in range(3):
+            stop.asked()
+        assert stop.asked(last=True) == signal.SIGTERM
+
+
 def test_torchrun_sends_ctrl_c_twice_and_means_it_once() -> None:
     others: Any = Others(at=99)
     with Stop(others).listen() as stop:

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
+import cli
 from pipeline.errors import PipelineError
 from pipeline.stages import distill, evaluate, extract, finetune
 from pipeline.stages.run import STAGES, run_stage
+from pipeline.trainer import Trainer
 from tests.conftest import Finished
-from tests.tiny_recipe import files_of, run_stages, tiny_recipe, tree_digests
+from tests.tiny_recipe import files_of, run_stages, tiny_mapping, tiny_recipe, tree_digests
 
 
 def test_everything_again_does_no_work(
@@ -63,6 +69,31 @@ def test_want_of_memory_names_the_key_to_lower(
     recipe = finished.fresh(tmp_path)
     with pytest.raises(PipelineError, match=rf"distill: {where} ran out of memory; lower distill\.batch"):
         run_stage("distill", recipe, recipe.runs)
+
+
+def test_sigterm_in_the_last_step_of_a_run_begins_no_other(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a batch system sends it: what is done is kept, the command ends well, and the same one goes on."""
+    mapping = tiny_mapping(finished.root) | {"out": str(tmp_path / "out"), "baselines": []}
+    mapping["runs"] = {"first": {}, "second": {"set": {"seed": 1}}}
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(mapping), encoding="utf-8")
+    real, signals = Trainer.step, [signal.SIGTERM]
+
+    def step(self: Trainer, number: int, *arguments: Any, **options: Any) -> Any:
+        if number == self.plan.steps - 1 and signals:
+            os.kill(os.getpid(), signals.pop())
+        return real(self, number, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(sys, "argv", ["sak", "distill", str(path)])
+    for made in (1, 2):
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        assert len(list((tmp_path / "out").glob("distill-*"))) == made
+        assert ("sak: first: distill: stopped at step 6 of 6 as asked" in capsys.readouterr().err) == (made == 1)
 
 
 def test_checkpoints_left_by_a_kill_at_the_end_are_tidied(finished: Finished, tmp_path: Path) -> None:
