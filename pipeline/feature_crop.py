@@ -82,9 +82,9 @@ class CroppedTargets:
         boxes = crop_boxes(self._views.draws(rows))
         return {**self._stored.read(self._views.stored_rows(rows), step=step), _BOXES: [boxes._asdict()]}
 
-    def prefetch(self, parts: Sequence[int], /) -> None:
+    def prefetch(self, parts: Mapping[int, Sequence[int]], /) -> None:
         """As the stored views'."""
-        self._stored.prefetch(self._views.stored_parts(parts))
+        self._stored.prefetch({step: self._views.stored_parts(found) for step, found in parts.items()})
 
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
         """Decode whole maps on the device, and cut the boxes from them there."""

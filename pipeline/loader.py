@@ -142,7 +142,7 @@ class Loader:
         self._samples = _Samples(view_set, tasks, {})
         self._unusable = view_set.unusable_rows()
         self._number, self._cycle = 0, self._order(0)
-        self._announced: set[int] = set()
+        self._soon: dict[int, list[int]] = {}
         self._crossings = Crossings()
         lost = np.bincount(self._unusable // view_set.spec.images, minlength=view_set.spec.views)
         fewest = view_set.spec.images - int(lost.max())  # of all views: cycles are equally long
@@ -158,7 +158,6 @@ class Loader:
         cycle, index = divmod(step, self.steps_per_cycle)
         if self._number != cycle:
             self._number, self._cycle = cycle, self._order(cycle)
-            self._announced.clear()
         return self._cycle.rows(index * self._batch, (index + 1) * self._batch)
 
     @property
@@ -201,16 +200,20 @@ class Loader:
                 yield _Job(step, rows[share.start : share.start + split.micro], share)
 
     def _announce(self, step: int) -> None:
-        """Have the shards of the next steps of this cycle opened by other threads, each once, before they are read."""
+        """Have the shards of the next steps of this cycle opened by other threads before they are read."""
         if self._targets is None:
             return
-        self.rows(step)
-        first = step % self.steps_per_cycle * self._batch
-        soon = self._cycle.rows(first, first + _ANNOUNCED * self._batch)
-        parts = np.unique(self._view_set.spec.parts_of(soon)).tolist()
+        end = (step // self.steps_per_cycle + 1) * self.steps_per_cycle
+        self._soon = {
+            later: self._soon[later] if later in self._soon else self._parts(later)
+            for later in range(step, min(step + _ANNOUNCED, end))
+        }
         with counted(self._crossings):
-            self._targets.prefetch([part for part in parts if part not in self._announced])
-        self._announced.update(parts)
+            self._targets.prefetch(self._soon)
+
+    def _parts(self, step: int) -> list[int]:
+        found: list[int] = np.unique(self._view_set.spec.parts_of(self.rows(step))).tolist()
+        return found
 
     def _read(self, job: _Job) -> Batch:
         with counted(self._crossings):

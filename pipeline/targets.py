@@ -6,7 +6,7 @@ This is the seam between ``store`` (numpy, knows no torch) and ``sak`` (torch, k
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -70,8 +70,8 @@ class TargetSource(Protocol):
         """
         ...
 
-    def prefetch(self, parts: Sequence[int], /) -> None:
-        """Parts of the view set whose rows will be read soon; returns at once."""
+    def prefetch(self, parts: Mapping[int, Sequence[int]], /) -> None:
+        """Parts of the view set that each of the next steps will read; returns at once."""
         ...
 
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
@@ -85,12 +85,16 @@ class TargetSource(Protocol):
 class CachedTargets:
     """Targets decoded from columns; builds no teacher.
 
+    A teacher that a step leaves out costs it no reading, copying and decoding. A shard is verified whole all the same,
+    once, before the first step that draws its teacher.
+
     Args:
         draw: The teachers of each step of training; None for all.
     """
 
     def __init__(self, columns: Mapping[str, Column], *, draw: TeacherDraw | None = None) -> None:
         self._columns, self._draw = dict(columns), draw
+        self._begun: dict[str, set[int]] = {}
 
     @property
     def widths(self) -> Mapping[str, tuple[int, ...]]:
@@ -104,19 +108,26 @@ class CachedTargets:
 
     def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> Encoded:
         """Encoded parts of the rows, in their order."""
-        names = self._columns if self._draw is None or step is None else self._draw(step)
         return {
             name: [
                 {part: torch.from_numpy(np.ascontiguousarray(array)) for part, array in level.items()}
                 for level in self._columns[name].read(rows.tolist())
             ]
-            for name in names
+            for name in self._names(step)
         }
 
-    def prefetch(self, parts: Sequence[int], /) -> None:
-        """Begin to open and verify these shards in other threads."""
-        for column in self._columns.values():
-            column.prefetch(parts)
+    def prefetch(self, parts: Mapping[int, Sequence[int]], /) -> None:
+        """Begin to open and verify, in other threads, those shards of each step's teachers that were not before."""
+        wanted: dict[str, set[int]] = {name: set() for name in self._columns}
+        for step, found in parts.items():
+            for name in self._names(step):
+                wanted[name].update(found)
+        for name, column in self._columns.items():
+            column.prefetch(sorted(wanted[name] - self._begun.get(name, set())))
+        self._begun = wanted
+
+    def _names(self, step: int | None) -> Iterable[str]:
+        return self._columns if self._draw is None or step is None else self._draw(step)
 
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
         """Decode on the device, next to the loss."""
@@ -161,7 +172,7 @@ class OnlineTargets:
         """Nothing is stored; the names of the step's teachers where they are not all."""
         return {} if self._draw is None or step is None else {name: [] for name in self._draw(step)}
 
-    def prefetch(self, parts: Sequence[int], /) -> None:
+    def prefetch(self, parts: Mapping[int, Sequence[int]], /) -> None:
         """Nothing is stored."""
 
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:

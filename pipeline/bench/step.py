@@ -200,7 +200,7 @@ class _Held:
     def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> Encoded:
         return {}
 
-    def prefetch(self, parts: Sequence[int], /) -> None: ...
+    def prefetch(self, parts: Mapping[int, Sequence[int]], /) -> None: ...
 
     def targets(self, encoded: Encoded, pixels_BCHW: Tensor, /) -> Targets:
         return self._maps

@@ -187,7 +187,7 @@ def test_targets_are_read_for_the_rows_of_the_batch(tmp_path: Path) -> None:
 
         def __init__(self) -> None:
             self.asked: list[list[int]] = []
-            self.announced: list[list[int]] = []
+            self.announced: list[dict[int, list[int]]] = []
             self.threads: set[str] = set()
 
         def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> dict[str, list[dict[str, Any]]]:
@@ -195,7 +195,7 @@ def test_targets_are_read_for_the_rows_of_the_batch(tmp_path: Path) -> None:
             self.asked.append(rows.tolist())
             return {"teacher": [{"values": torch.from_numpy(rows.copy())}]}
 
-        def prefetch(self, parts: list[int], /) -> None:
+        def prefetch(self, parts: dict[int, list[int]], /) -> None:
             self.announced.append(parts)
 
     targets: Any = Targets()
@@ -204,8 +204,10 @@ def test_targets_are_read_for_the_rows_of_the_batch(tmp_path: Path) -> None:
         assert np.array_equal(batch.encoded["teacher"][0]["values"].numpy(), batch.rows)
     assert targets.asked == [loader.rows(step).tolist() for step in range(6)]
     assert {name.rpartition("_")[0] for name in targets.threads} == {"sak-loader"}
-    # Every shard once a cycle, here at its first step; without a thread nothing is announced.
-    assert targets.announced == [[0, 1], [], [], [], [0, 1], []]
+    # The shards of this cycle's steps, those to come with them; without a thread nothing is announced.
+    parts = [sorted({row // 4 for row in loader.rows(step).tolist()}) for step in range(8)]
+    ends = (4, 4, 4, 4, 8, 8)
+    assert targets.announced == [{now: parts[now] for now in range(step, end)} for step, end in enumerate(ends)]
     assert len(list(loader.batches(0, 2, loading=LoaderConfig()))) == 2
     assert len(targets.announced) == 6
 
@@ -213,7 +215,7 @@ def test_targets_are_read_for_the_rows_of_the_batch(tmp_path: Path) -> None:
 def test_only_the_shards_of_the_next_steps_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.loader._ANNOUNCED", 2)
     monkeypatch.setattr("pipeline.loader._WINDOW", 1)
-    announced: list[list[int]] = []
+    announced: list[dict[int, list[int]]] = []
 
     class Targets:
         read = staticmethod(lambda rows, *, step: {})
@@ -222,8 +224,7 @@ def test_only_the_shards_of_the_next_steps_are_announced(tmp_path: Path, monkeyp
     targets: Any = Targets()
     loader = Loader(make_views(tmp_path / "store", images=16), batch=2, seed=0, targets=targets)
     read = [sorted({row // 4 for row in batch.rows.tolist()}) for batch in loader.batches(0, 8, loading=ONE_READER)]
-    shards = [part for parts in read[::2] for part in parts]
-    assert announced == [[shards[0]], [shards[1]], [], [shards[2]], [], [shards[3]], [], []]
+    assert announced == [{now: read[now] for now in range(step, min(step + 2, 8))} for step in range(8)]
 
 
 def test_on_a_cpu_no_thread_competes_with_the_step(tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_everything_that_crosses_to_a_gpu_is_pinned(tmp_path: Path, monkeypatch:
         def read(self, rows: NDArray[np.int64], /, *, step: int | None = None) -> Any:
             return {"first": [{"values": torch.ones(2), "scale": torch.ones(3)}, {"values": torch.ones(4)}]}
 
-        def prefetch(self, parts: list[int], /) -> None:
+        def prefetch(self, parts: dict[int, list[int]], /) -> None:
             pass
 
     pinned: list[int] = []

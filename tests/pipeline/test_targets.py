@@ -207,6 +207,23 @@ def test_only_the_drawn_teachers_columns_are_read(place: Place, monkeypatch: pyt
     assert set(cached.read(rows)) == {"first", "second"}
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_only_the_drawn_teachers_shards_are_opened_ahead(
+    place: Place, monkeypatch: pytest.MonkeyPatch, drawn: bool
+) -> None:
+    """Each once, however many of the next steps ask for it; again when it comes back."""
+    draw = TeacherDraw(teachers=("second", "first"), count=1, seed=0)
+    first = next(step for step in range(99) if draw(step) == ("first",) and draw(step + 1) == ("second",))
+    columns, asked = place.columns(), dict[str, list[list[int]]]()
+    for name, column in columns.items():
+        monkeypatch.setattr(column, "prefetch", asked.setdefault(name, []).append)
+    cached = CachedTargets(columns, draw=draw if drawn else None)
+    for soon in ({first: [0, 2], first + 1: [1]}, {first + 1: [1]}, {first: [0]}):
+        cached.prefetch(soon)
+    assert asked["first"] == ([[0, 2], [], [0]] if drawn else [[0, 1, 2], [], [0]])
+    assert asked["second"] == ([[1], [], []] if drawn else [[0, 1, 2], [], [0]])
+
+
 def test_only_the_drawn_teachers_are_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = TeacherDraw(teachers=("second", "first"), count=1, seed=0)
     online = OnlineTargets(place.specs, device=CPU, draw=draw)
