@@ -176,6 +176,7 @@ class DistillConfig(FeatureLossConfig):
     def __post_init__(self) -> None:
         live_crops(self.crops, targets=self.targets)
         self.check_loss("distill")
+        self.settle_compile("distill", self.compile, accumulate=self.accumulate)
         one_length("distill", self.steps, self.epochs)
         whole_epochs("distill", self.epochs, drop_last=self.drop_last)
         if self.warmup_epochs is not None:
@@ -225,6 +226,7 @@ class FinetuneConfig(FeatureLossConfig):
 
     def __post_init__(self) -> None:
         self.check_loss("finetune")
+        self.settle_compile("finetune", self.compile)
         one_length("finetune", self.steps, self.epochs)
         average_decay("finetune", self.ema)
         positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
@@ -333,6 +335,8 @@ class Study:
         count = self.distill.teachers_per_step if self.distill else "all"
         if count != "all" and not 1 <= count <= len(known):
             raise ValueError(f"distill.teachers_per_step: expected all, or 1 to {len(known)} teachers, got {count}")
+        if self.distill and count == len(known):  # one folder for one work
+            object.__setattr__(self, "distill", dataclasses.replace(self.distill, teachers_per_step="all"))
         if self.student.lora is not None and not self.distill:
             raise ValueError("student.lora: it is of stage 1, and there is no distill; drop one or give the other")
 

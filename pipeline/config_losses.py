@@ -13,7 +13,8 @@ from pipeline.config_teachers import STRICT
 __all__ = ["CompileMode", "FeatureLossConfig"]
 
 CompileMode = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-"""Whether torch.compile builds the student, and in which of its modes."""
+"""Whether torch.compile builds the student, and in which of its modes; true is ``default``."""
+_GRAPHS = ("reduce-overhead", "max-autotune")
 
 _COS_L1 = {"cosine_weight": 0.9, "l1_weight": 0.1, "beta": 1.0}
 
@@ -37,6 +38,19 @@ class FeatureLossConfig:
     beta: float = 1.0
     teacher_weights: dict[str, float] = field(default_factory=dict)
     level_weights: tuple[float, ...] = ()
+
+    def settle_compile(self, owner: str, compile_: CompileMode, /, *, accumulate: int = 1) -> None:
+        """Bring one mode of two names to one, so that equal work shares a folder.
+
+        Raises:
+            ValueError: The mode replays CUDA graphs, whose gradients the next micro-batch would overwrite.
+        """
+        if accumulate > 1 and compile_ in _GRAPHS:
+            raise ValueError(
+                f"{owner}.compile: {compile_} replays CUDA graphs, which overwrite gradients of the micro-batch before;"
+                f" set it to true or max-autotune-no-cudagraphs, or {owner}.accumulate to 1"
+            )
+        object.__setattr__(self, "compile", True if compile_ == "default" else compile_)
 
     def check_loss(self, owner: str) -> None:
         """Refuse weights that the loss does not have or that leave nothing of it.

@@ -188,6 +188,18 @@ def test_one_normalization_by_name_or_number_is_one_stage(named: Callable[..., s
     assert named("student.normalization=native") == named("student.normalization=half"), "timm's augreg stems"
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("distill.compile=default", "distill.compile=true"),
+        ("distill.teachers_per_step=2", "distill.teachers_per_step=all"),
+    ],
+)
+def test_one_work_by_two_names_is_one_stage(named: Callable[..., str], one: str, other: str) -> None:
+    assert named(one) == named(other)
+    assert named("distill.compile=max-autotune") != named("distill.compile=true")
+
+
 def test_more_rows_for_statistics_are_another_stage(named: Callable[..., str]) -> None:
     standardize = "distill.standardize=phi-s"
     assert named(standardize, "distill.standardize_rows=9") != named(standardize)
