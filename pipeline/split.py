@@ -59,4 +59,6 @@ class Split:
     def __str__(self) -> str:
         if self.whole:
             return str(self.batch)
-        return f"{self.batch} ({self.ranks.world} ranks x {self.micro} images x {self.accumulate} micro-batches)"
+        parts = ((self.ranks.world, "ranks"), (self.micro, "images"), (self.accumulate, "micro-batches"))
+        told = " x ".join(f"{count} {what}" for count, what in parts if count > 1 or what == "images")
+        return f"{self.batch} ({told})"

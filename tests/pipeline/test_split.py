@@ -39,3 +39,5 @@ def test_it_reads_as_arithmetic() -> None:
     assert str(Split(batch=4)) == "4"
     split = Split(batch=128, ranks=Ranks(world=8), accumulate=2)
     assert str(split) == "128 (8 ranks x 8 images x 2 micro-batches)"
+    assert str(Split(batch=4, accumulate=2)) == "4 (2 images x 2 micro-batches)"
+    assert str(Split(batch=4, ranks=Ranks(world=4))) == "4 (4 ranks x 1 images)"
