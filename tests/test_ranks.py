@@ -186,6 +186,7 @@ def torchrun(world: int, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_torchrun_itself(alone: Path, tmp_path: Path) -> None:
     place(alone, tmp_path)
     process = torchrun(2, "distill", "tiny.yaml", *SHORT, cwd=tmp_path)
