@@ -37,7 +37,7 @@ def test_everything_again_does_no_work(
 
 def test_two_fresh_runs_agree_to_the_byte(finished: Finished, tmp_path: Path) -> None:
     run_stages(tiny_recipe(tmp_path))
-    timed = ("stage.json", "seconds.json", "recipe.yaml", "results.json", "events.jsonl")
+    timed = ("stage.json", "seconds.json", "recipe.yaml", "results.json", "events.jsonl", "speeds.jsonl")
     for folder in ("out", "store"):
         one, other = finished.root / folder, tmp_path / folder
         made = [name for name in files_of(one) if "/costs/" not in name and not name.startswith("uses/")]
