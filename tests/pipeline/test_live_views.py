@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import feature_losses
 from pipeline.errors import RecipeError
 from pipeline.feature_crop import CroppedTargets, crop_boxes, seen_targets
 from pipeline.live_views import CroppedViews, FreshViews, seen_views
@@ -16,7 +17,6 @@ from pipeline.loader import Loader, load_samples
 from pipeline.needs import needs
 from pipeline.preflight import preflight
 from pipeline.recipes import Recipe
-from pipeline.stages import distill as module
 from pipeline.stages.distill import distill
 from pipeline.stages.run import run_stage
 from pipeline.targets import target_source
@@ -155,7 +155,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 ) -> None:
     whole = losses(viewed, tmp_path / "whole", *options)
     with monkeypatch.context() as patch:
-        stop_at(patch, module, "distill_loss", 9)
+        stop_at(patch, feature_losses, "distill_loss", 9)
         with pytest.raises(_Stop):
             losses(viewed, tmp_path / "cut", *options)
     assert losses(viewed, tmp_path / "cut", *options) == whole
