@@ -249,7 +249,7 @@ def _check_described(audit: Audit, folder: str, column: Column | None, *, view_s
             column.check_metadata()
         except StoreError as error:
             # Asked again, because a writer beside us may have described the views that it appends meanwhile.
-            if not any([grown(f"{folder}/{relative}", digest) for relative, digest in objects.items()]):
+            if not sum(grown(f"{folder}/{relative}", digest) for relative, digest in objects.items()):
                 audit.error(f"{folder}/column.json", str(error))
 
 
