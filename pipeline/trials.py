@@ -6,6 +6,7 @@ which takes as long, but says nothing of how its maps compress.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -193,12 +194,16 @@ class _Loaded(NamedTuple):
 
 
 def _load(item: Column, device: torch.device) -> _Loaded:
-    """The teacher, or where its weights cannot be had the same network with random ones."""
-    if item.weights != "missing":
-        try:
+    """The teacher, or where its weights cannot be had the same network with random ones.
+
+    Raises:
+        TeacherError: Its weights are here, and do not fit.
+    """
+    if item.weights == "here":
+        return _Loaded(load_teacher(item.spec, device=device), True)
+    if item.weights == "hub":
+        with contextlib.suppress(SakError):  # which may be out of reach from here
             return _Loaded(load_teacher(item.spec, device=device), True)
-        except SakError:
-            pass
     return _Loaded(load_teacher(_random(item.spec), device=device), False)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from pipeline import trials, viewsets
@@ -23,6 +24,8 @@ from pipeline.runs import substudies
 from pipeline.stages.extract import extract
 from pipeline.stages.plan import Planned, PlanOptions, plan_extract, plan_json, plan_lines, plan_tables
 from pipeline.stages.run import prepare
+from sak.errors import SakError
+from sak.weights import save_weights
 from store.order import image_permutation
 from store.store import Store
 from tests.conftest import Finished
@@ -144,6 +147,16 @@ def test_a_fitted_codec_is_measured_where_the_weights_are_and_nominal_else(tmp_p
     assert 0 < second["bytes"] < second["native_bytes"]
     assert (first["basis"], first["weights"], first["rows_missing"]) == ("nominal", "missing", 22)
     assert first["forward_seconds_per_row"] > 0, "of random weights"
+
+
+def test_weights_that_are_here_and_do_not_fit_are_told_as_extraction_would(tmp_path: Path) -> None:
+    save_weights(tmp_path / "other.safetensors", {"other": torch.zeros(1)}, metadata={})
+    shape = "overrides: {img_size: 32, patch_size: 8, embed_dim: 24, depth: 4, num_heads: 2}"
+    teacher = f"{{timm: vit_tiny_patch16_224, checkpoint: {tmp_path}/other.safetensors, {shape}}}"
+    found = studies(tmp_path, *STAGE1, f"teachers.first={teacher}")
+    assert columns(plan_extract(found, options=COUNTED))[1]["weights"] == "here"
+    with pytest.raises(SakError, match=r"other\.safetensors"):
+        plan_extract(found, options=TRIED)
 
 
 def test_workers_share_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
