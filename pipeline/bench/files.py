@@ -1,13 +1,33 @@
-"""Sizes and cached pages of the files that a benchmark made, and the machine that it ran on."""
+"""Files that a benchmark makes: where they lie, their sizes and cached pages; and the machine that it ran on."""
 
 from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["drop_pages", "flush", "folder_bytes", "machine", "memory_bytes"]
+from pipeline.bench.contender import BenchError
+
+__all__ = ["drop_pages", "flush", "folder_bytes", "machine", "memory_bytes", "scratch"]
+
+
+@contextmanager
+def scratch(parent: Path | None, /) -> Iterator[Path]:
+    """A new folder, removed at the end, whatever the end.
+
+    Args:
+        parent: Where; None for where the system keeps such.
+
+    Raises:
+        BenchError: There is no such folder.
+    """
+    if parent is not None and not parent.is_dir():
+        raise BenchError(f"{parent}: expected a folder to write to, found none; make it, or leave out --dir")
+    with tempfile.TemporaryDirectory(prefix="sak-bench-", dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def folder_bytes(folder: Path, /) -> int:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.bench.check import check_contender
 from pipeline.bench.contender import BenchError, Contender, Facts
-from pipeline.bench.files import flush, folder_bytes, machine, memory_bytes
+from pipeline.bench.files import flush, folder_bytes, machine, memory_bytes, scratch
 from pipeline.bench.held import Held, hold
 from pipeline.bench.limits import limits
 from pipeline.bench.measure import Line, describe, measure
@@ -26,6 +22,7 @@ from pipeline.bench.peers.base import Job, Peer, missing
 from pipeline.bench.peers.registry import PEERS
 from pipeline.bench.plan import BenchPlan
 from pipeline.bench.tables import BenchResult
+from pipeline.runtime import torch_threads
 from pipeline.tracking import progress_bar
 from store.codecs.base import PartSpec
 
@@ -43,13 +40,9 @@ def bench_store(plan: BenchPlan, /) -> BenchResult:
         BenchError: The disk has too little room, or our own reader gave wrong data.
         StoreError: The column to copy cannot be read, or the disk is full.
     """
-    if plan.folder is not None and not plan.folder.is_dir():
-        raise BenchError(f"{plan.folder}: expected a folder to write to, found none; make it, or leave out --dir")
-    with (
-        tempfile.TemporaryDirectory(prefix="sak-bench-", dir=plan.folder, ignore_cleanup_errors=True) as folder,
-        _quiet(plan.threads),
-    ):
-        return _bench(plan, Path(folder))
+    with scratch(plan.folder) as folder, torch_threads(plan.threads), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peers' libraries, which their users cannot mend here
+        return _bench(plan, folder)
 
 
 def _bench(plan: BenchPlan, folder: Path) -> BenchResult:
@@ -155,16 +148,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-@contextmanager
-def _quiet(threads: int) -> Iterator[None]:
-    """As many torch threads as asked for, and no warnings of peers' libraries, which their users cannot mend here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_num_threads(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch
 from pipeline.bench.contender import BenchError
 from pipeline.bench.extraction import ExtractionPlan, make_outputs, make_views, measure_extraction
 from pipeline.bench.extraction_tables import ExtractionResult
-from pipeline.bench.files import flush, machine
+from pipeline.bench.files import flush, machine, scratch
 from pipeline.columns import Wanted
 from pipeline.config import Study
 from pipeline.needs import needs
 from pipeline.recipes import load_recipe, recipe_from_mapping
-from pipeline.runtime import device_name, pick_device, seed_everything
+from pipeline.runtime import device_name, pick_device, seed_everything, torch_threads
 from pipeline.tracking import progress_bar
 from sak.teachers.published import PUBLISHED
 from sak.teachers.registry import TEACHERS
@@ -38,15 +37,9 @@ def bench_extract(plan: ExtractionPlan, /) -> ExtractionResult:
         TeacherError: A teacher's weights are absent or do not fit, or it takes no views of this size.
         StoreError: The disk is full or fails, or a codec cannot represent a teacher's maps.
     """
-    if plan.folder is not None and not plan.folder.is_dir():
-        raise BenchError(f"{plan.folder}: expected a folder to write to, found none; make it, or leave out --dir")
-    before = torch.get_num_threads()
-    seed_everything(plan.seed, threads=plan.threads)
-    try:
-        with tempfile.TemporaryDirectory(prefix="sak-bench-", dir=plan.folder, ignore_cleanup_errors=True) as folder:
-            return _bench(plan, Path(folder))
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(plan.threads), scratch(plan.folder) as folder:
+        seed_everything(plan.seed, threads=None)
+        return _bench(plan, folder)
 
 
 def _bench(plan: ExtractionPlan, folder: Path) -> ExtractionResult:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
@@ -14,12 +13,12 @@ from typing import Any
 import torch
 
 from pipeline.bench.contender import BenchError
-from pipeline.bench.files import flush, machine
+from pipeline.bench.files import flush, machine, scratch
 from pipeline.bench.step import WAYS, StepPlan, made_store, measure_steps
 from pipeline.bench.step_tables import StepResult
 from pipeline.config import Study
 from pipeline.recipes import load_recipe, recipe_from_mapping
-from pipeline.runtime import device_name, pick_device, seed_everything
+from pipeline.runtime import device_name, pick_device, seed_everything, torch_threads
 from pipeline.targets import codec_label
 from pipeline.tracking import progress_bar
 from pipeline.viewsets import complete_views
@@ -43,15 +42,9 @@ def bench_step(plan: StepPlan, /) -> StepResult:
         TeacherError: A teacher's weights are absent or do not fit, or it takes no views of this size.
         StoreError: The disk is full or fails, or the study's own store lacks something.
     """
-    if plan.folder is not None and not plan.folder.is_dir():
-        raise BenchError(f"{plan.folder}: expected a folder to write to, found none; make it, or leave out --dir")
-    before = torch.get_num_threads()
-    seed_everything(plan.study.seed, threads=plan.study.threads)
-    try:
-        with tempfile.TemporaryDirectory(prefix="sak-bench-", dir=plan.folder, ignore_cleanup_errors=True) as folder:
-            return _bench(plan, Path(folder))
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(plan.study.threads), scratch(plan.folder) as folder:
+        seed_everything(plan.study.seed, threads=None)
+        return _bench(plan, folder)
 
 
 def _bench(plan: StepPlan, folder: Path) -> StepResult:
