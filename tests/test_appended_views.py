@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.sak_process import Outcome, SakProcess, sak, stage_folders, until, write_recipe
+from tests.tiny_recipe import stored_bytes
 
 # 10 images in shards of 4: each view ends with a short one. A codec fitted to at most 64 rows, of which a view has 10.
 RECIPE = """\
@@ -42,15 +43,6 @@ def ran(*arguments: str, cwd: Path) -> Outcome:
     done = sak(arguments[0], "tiny.yaml", *arguments[1:], cwd=cwd)
     assert done.code == 0, done.err
     return done
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a store but what a part cost to make and who used it, and the lock files beside them."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not {"costs", "uses"} & {*path.parts} and not path.name.startswith(".")
-    }
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -89,20 +81,20 @@ def test_more_views_change_nothing_and_fewer_read_as_if_there_were_no_more(
     one: Path, three: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(one, tmp_path, dirs_exist_ok=True)
-    before = files(tmp_path / "store")
+    before = stored_bytes(tmp_path / "store")
     assert "views: 1 -> 3, 2 new ones to make" in " ".join(ran("extract", THREE, cwd=tmp_path).err.split())
-    after = files(tmp_path / "store")
+    after = stored_bytes(tmp_path / "store")
     changed = {path.rsplit("/", 1)[-1] for path in before if after[path] != before[path]}
     assert changed == {"view_set.json", "column.json", "zarr.json"}
     assert all("unlabeled" in path for path in after if after[path] != before.get(path))
     # Neither the codec nor anything else knows how many views there were when it was made.
-    assert after == files(three / "store")
+    assert after == stored_bytes(three / "store")
     again = ran("run", cwd=tmp_path)
     assert again.err.count("skipped") == 4
     assert results(tmp_path / "out") == results(one / "out")
     ran("run", "out=anew", cwd=tmp_path)
     assert results(tmp_path / "anew") == results(one / "out")
-    assert files(tmp_path / "store") == after
+    assert stored_bytes(tmp_path / "store") == after
     listed = sak("store", "ls", "store", cwd=tmp_path).out
     assert listed.count("3/3") >= 2
     assert "every committed byte" in sak("store", "verify", "store", cwd=tmp_path).out
@@ -141,7 +133,7 @@ def test_killed_while_views_are_appended_ends_as_if_nothing_had_happened(
     ran("run", "out=anew", cwd=tmp_path)
     assert results(tmp_path / "anew") == results(one / "out")
     ran("extract", THREE, cwd=tmp_path)
-    assert files(tmp_path / "store") == files(three / "store")
+    assert stored_bytes(tmp_path / "store") == stored_bytes(three / "store")
 
 
 def test_a_recipe_of_one_view_repairs_all_of_them(three: Path, tmp_path: Path) -> None:
@@ -153,4 +145,4 @@ def test_a_recipe_of_one_view_repairs_all_of_them(three: Path, tmp_path: Path) -
     (column / "level_1/c/4/0").unlink()
     repaired = sak("store", "repair", "store", "tiny.yaml", cwd=tmp_path)
     assert repaired.code == 0, repaired.out + repaired.err
-    assert files(tmp_path / "store") == files(three / "store")
+    assert stored_bytes(tmp_path / "store") == stored_bytes(three / "store")

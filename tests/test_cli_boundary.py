@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,8 @@ def test_an_interrupted_call_goes_on_where_it_stopped(tmp_path: Path) -> None:
     process = SakProcess("eval", "boundary", *FOLDERS, "--workers", "1", "--out", "out", cwd=tmp_path)
     until(lambda: is_read(held), process=process)
     process.send(signal.SIGINT)
+    time.sleep(0.5)  # a signal between Python's last look and the system's read is only seen when the read ends
+    os.close(kept.pop())
     stopped = process.wait()
     assert stopped.code == 130, stopped
     assert "interrupted; the same command goes on where it stopped" in stopped.err

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.sak_process import SakProcess, finished_run, sak, stage_folders, until, write_recipe
+from tests.tiny_recipe import stored_bytes
 
 # How often state is saved changes no result, so the undisturbed run saves less.
 OFTEN = "track.checkpoint_every=2"
@@ -36,15 +37,6 @@ def checkpoints(folder: Path, stage: str) -> list[Path]:
 def locks(folder: Path) -> list[Path]:
     """Lock files of stages at work, once they name their process."""
     return [path for path in (folder / "out").glob("distill-*/.lock") if path.read_bytes()]
-
-
-def store_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file of the store but what a part cost to make and who used it, and the lock files beside them."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted((folder / "store").rglob("*"))
-        if path.is_file() and not {"costs", "uses"} & {*path.parts} and not path.name.startswith(".")
-    }
 
 
 def outcome(folder: Path) -> dict[str, object]:
@@ -106,7 +98,7 @@ def test_killed_again_and_again_ends_as_if_nothing_had_happened(finished: Path, 
         assert code == -signal.SIGKILL
     done = sak("run", "tiny.yaml", OFTEN, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert store_bytes(tmp_path) == store_bytes(finished)
+    assert stored_bytes(tmp_path / "store") == stored_bytes(finished / "store")
     assert outcome(tmp_path) == outcome(finished)
 
 
@@ -123,7 +115,7 @@ def test_kill_with_worker_processes_leaves_none_behind(finished: Path, tmp_path:
     assert working_in(tmp_path) == []
     done = sak("extract", "tiny.yaml", workers, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert store_bytes(tmp_path) == store_bytes(finished)
+    assert stored_bytes(tmp_path / "store") == stored_bytes(finished / "store")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
@@ -174,7 +166,7 @@ def test_interrupted_extraction_is_one_line_and_goes_on(
     events = (tmp_path / "out" / "extract" / "events.jsonl").read_text().splitlines()
     assert json.loads(events[-1])["event"] == "run_interrupted"
     assert sak(*command, cwd=tmp_path).code == 0
-    assert store_bytes(tmp_path) == store_bytes(finished)
+    assert stored_bytes(tmp_path / "store") == stored_bytes(finished / "store")
 
 
 def test_two_extractions_at_once_make_one_store(finished: Path, tmp_path: Path) -> None:
@@ -184,7 +176,7 @@ def test_two_extractions_at_once_make_one_store(finished: Path, tmp_path: Path) 
         ended = process.wait()
         assert ended.code == 0, ended.err
     assert sak("store", "verify", "store", cwd=tmp_path).out == "every committed byte is as recorded\n"
-    assert store_bytes(tmp_path) == store_bytes(finished)
+    assert stored_bytes(tmp_path / "store") == stored_bytes(finished / "store")
 
 
 def test_two_trainings_at_once_are_one_and_a_refusal(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.recipes import Recipe, recipe_from_mapping
 from pipeline.stages.run import STAGES, run_stage
 
-__all__ = ["NETWORK", "files_of", "run_stages", "tiny_mapping", "tiny_recipe", "tree_digests"]
+__all__ = ["NETWORK", "files_of", "run_stages", "stored_bytes", "tiny_mapping", "tiny_recipe", "tree_digests"]
 
 NETWORK = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
 STEM = "vit_tiny_patch16_224"
@@ -73,6 +73,18 @@ def run_stages(recipe: Recipe, stages: Sequence[str] = STAGES, /) -> None:
 def files_of(root: Path, /) -> list[str]:
     """Relative paths of all files below a folder."""
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def stored_bytes(store: Path, /) -> dict[str, bytes]:
+    """What two equal stores have in common: every file but what a part cost to make, who used it, and hidden ones.
+
+    Hidden are locks, and what a writer that was killed had not yet renamed.
+    """
+    return {
+        name: (store / name).read_bytes()
+        for name in files_of(store)
+        if not {"costs", "uses"} & {*name.split("/")} and not name.rsplit("/", 1)[-1].startswith(".")
+    }
 
 
 def tree_digests(root: Path, /) -> dict[str, tuple[str, int]]:

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import Study
 from pipeline.stages.extract import extract
-from tests.tiny_recipe import files_of, tiny_recipe
+from tests.tiny_recipe import stored_bytes, tiny_recipe
 
 distributed = pytest.importorskip("distributed")
 
@@ -32,12 +32,6 @@ def over(address: str) -> list[str]:
     return ["extract.engine=dask", f"extract.scheduler={address}"]
 
 
-def stored(root: Path) -> dict[str, bytes]:
-    """Bytes of a store, without what its making cost."""
-    store = root / "store"
-    return {name: (store / name).read_bytes() for name in files_of(store) if "/costs/" not in name}
-
-
 def records(root: Path) -> int:
     return len(list((root / "store").glob("*/*/**/commits/*.json")))
 
@@ -47,7 +41,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The store of one process."""
     root = tmp_path_factory.mktemp("process")
     extract([study_of(root, FITTED)])
-    return stored(root)
+    return stored_bytes(root / "store")
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +49,7 @@ def expected_small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]
     """The store of one process, in shards of two rows, for one teacher."""
     root = tmp_path_factory.mktemp("process")
     extract([study_of(root, SMALL)])
-    return stored(root)
+    return stored_bytes(root / "store")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.sak_process import PHOTOS, REPOSITORY, SakProcess, sak, until, write_recipe
+from tests.tiny_recipe import stored_bytes
 
 pytest.importorskip("distributed")
 
@@ -33,15 +34,6 @@ def dask_process(kind: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-
-
-def shards(folder: Path) -> dict[str, bytes]:
-    store = folder / "store"
-    return {
-        path.relative_to(store).as_posix(): path.read_bytes()
-        for path in store.rglob("*")
-        if path.is_file() and "costs" not in path.parts
-    }
 
 
 def records(folder: Path) -> int:
@@ -96,7 +88,7 @@ def test_a_restarted_scheduler_costs_nothing_but_time(tmp_path: Path) -> None:
     with dask_process(*scheduler), dask_process(*worker):
         outcome = running.wait()
     assert outcome.code == 0, outcome.err
-    assert shards(folder) == shards(tmp_path / "process")
+    assert stored_bytes(folder / "store") == stored_bytes(tmp_path / "process" / "store")
 
 
 def test_ctrl_c_ends_workers_and_is_one_line(tmp_path: Path) -> None:

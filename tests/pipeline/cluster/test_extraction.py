@@ -27,14 +27,15 @@ from pipeline.stages.extract import extract
 from pipeline.viewsets import make_part, view_set_spec
 from store.errors import StoreError
 from store.store import Store
-from tests.pipeline.cluster.conftest import FITTED, SMALL, client_of, local_cluster, over, records, stored, study_of
+from tests.pipeline.cluster.conftest import FITTED, SMALL, client_of, local_cluster, over, records, study_of
+from tests.tiny_recipe import stored_bytes
 
 dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
 
 
 def test_worker_processes_write_the_same_bytes(address: str, expected: dict[str, bytes], tmp_path: Path) -> None:
     extract([study_of(tmp_path, [*FITTED, *over(address)])])
-    found = stored(tmp_path)
+    found = stored_bytes(tmp_path / "store")
     assert [name for name in found if found[name] != expected.get(name)] == []
     assert found.keys() == expected.keys()
     assert any("/first-" in name and name.endswith("column.json") for name in found)
@@ -49,14 +50,14 @@ def test_the_number_of_workers_shows_in_no_bit_of_a_fitted_codec(
     assert len(shares(-(-17 // 2))) == 9
     with local_cluster(workers, processes=False) as made:
         extract([study_of(tmp_path, [*FITTED, *over(made.scheduler_address)])])
-    assert stored(tmp_path) == expected
+    assert stored_bytes(tmp_path / "store") == expected
 
 
 def test_a_codec_that_wants_more_rows_than_a_view_has_is_fitted_to_that_view(address: str, tmp_path: Path) -> None:
     many = ["extract.codec={name: klt, error: 0.1, rows: 64}", "data.distill.views=2", "student.teachers=[first]"]
     extract([study_of(tmp_path / "process", many)])
     extract([study_of(tmp_path / "dask", [*many, *over(address)])])
-    assert stored(tmp_path / "dask") == stored(tmp_path / "process")
+    assert stored_bytes(tmp_path / "dask" / "store") == stored_bytes(tmp_path / "process" / "store")
 
 
 def test_views_that_went_missing_are_made_before_what_an_exact_column_gives(address: str, tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_views_that_went_missing_are_made_before_what_an_exact_column_gives(addr
         (view_set,) = Store.open(study.store).view_sets()
         view_set.discard(1)
         extract([study_of(tmp_path / name, ["extract.codec=int8", *engine])])
-    assert stored(tmp_path / "dask") == stored(tmp_path / "process")
+    assert stored_bytes(tmp_path / "dask" / "store") == stored_bytes(tmp_path / "process" / "store")
 
 
 def test_a_column_is_made_from_an_exact_one(address: str, tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_column_is_made_from_an_exact_one(address: str, tmp_path: Path) -> Non
     for name, engine in places.items():
         extract([study_of(tmp_path / name)])
         extract([study_of(tmp_path / name, ["extract.codec=int8", *engine])])
-    assert stored(tmp_path / "dask") == stored(tmp_path / "process")
+    assert stored_bytes(tmp_path / "dask" / "store") == stored_bytes(tmp_path / "process" / "store")
 
 
 def test_a_killed_worker_costs_nothing_but_time(
@@ -97,7 +98,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     extract([study])
     killer.join()
     assert killed[0] < 2 * 11, "it had something left to do"
-    assert stored(tmp_path) == expected_small
+    assert stored_bytes(tmp_path / "store") == expected_small
 
 
 def _stop_in(folder: Path) -> None:
@@ -140,7 +141,7 @@ def test_what_a_worker_hangs_over_is_made_by_another(
         client.wait_for_workers(2, timeout=60)
     with ending(cluster, tmp_path):
         extract([study_of(tmp_path, [*SMALL, *over(address)])], log=log)
-    assert stored(tmp_path) == expected_small
+    assert stored_bytes(tmp_path / "store") == expected_small
     events = read_events(events_path(tmp_path))
     assert {event.name for event in events} >= {"task_doubled", "run_finished"}
     parts = [(e.fields["teacher"], e.fields["part"]) for e in events if e.name == "part_finished"]
@@ -169,7 +170,7 @@ def test_a_worker_stopped_wherever_it_is_is_started_anew(
     stopper.start()
     extract([study_of(tmp_path, [*SMALL, *over(address)])])
     stopper.join()
-    assert stored(tmp_path) == expected_small
+    assert stored_bytes(tmp_path / "store") == expected_small
 
 
 async def _look(scheduler: Any) -> None:
@@ -182,7 +183,7 @@ async def _look(scheduler: Any) -> None:
 def test_two_attempts_at_once_leave_one_part(address: str, tmp_path: Path) -> None:
     study = study_of(tmp_path)
     extract([study])
-    before = stored(tmp_path)
+    before = stored_bytes(tmp_path / "store")
     store = Store.open(study.store)
     (view_set,) = store.view_sets()
     data = study.data.distill
@@ -206,7 +207,7 @@ def test_two_attempts_at_once_leave_one_part(address: str, tmp_path: Path) -> No
                 client.submit(make_columns, place, [target], part, workers=[worker], pure=False) for worker in workers
             ]
             client.gather(columns)
-    assert stored(tmp_path) == before
+    assert stored_bytes(tmp_path / "store") == before
 
 
 def test_a_bad_image_stops_with_its_own_error(address: str, tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_what_another_attempt_may_mend_gets_two_more(
     assert all("shard 1" in event["task"] and "for a moment" in event["error"] for event in failed)
     assert events[-1].name == ("run_failed" if times > 2 else "run_finished")
     assert events[-1].fields["tasks_failed"] == len(failed)
-    assert times > 2 or stored(tmp_path) == expected_small
+    assert times > 2 or stored_bytes(tmp_path / "store") == expected_small
 
 
 def torn_photos(folder: Path, *, whole: int, torn: int) -> list[str]:
@@ -278,7 +279,7 @@ def test_bad_images_are_left_out_for_all_teachers_by_both_engines(address: str, 
         assert [row for row, _, _ in told[name]] == bad
         assert {key for _, key, _ in told[name]} == {"torn0", "torn1"}
     assert told["dask"] == told["process"]
-    assert stored(tmp_path / "dask") == stored(tmp_path / "process")
+    assert stored_bytes(tmp_path / "dask" / "store") == stored_bytes(tmp_path / "process" / "store")
 
 
 def test_too_many_bad_images_stop_workers_too(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

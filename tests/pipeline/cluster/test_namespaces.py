@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.extraction_events import events_path, read_events
-from tests.pipeline.cluster.conftest import stored
 from tests.pipeline.cluster.namespaces import ENVIRONMENT
+from tests.tiny_recipe import stored_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def test_a_worker_that_is_cut_off_costs_nothing_but_time(
     outcome = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert outcome.returncode == 0, outcome.stderr
     assert int((tmp_path / "was-cut").read_text(encoding="utf-8")) < 2 * 11, "it had something left to do"
-    assert stored(tmp_path) == expected_small
+    assert stored_bytes(tmp_path / "store") == expected_small
     events = read_events(events_path(tmp_path))
     workers = {event.fields["worker"] for event in events if event.name == "part_finished"}
     assert {worker.split(":")[1] for worker in workers} == {"//10.9.0.2", "//10.9.0.3"}

@@ -31,25 +31,16 @@ from store.store import Store
 from store.viewset import ViewSet
 from tests.conftest import Finished
 from tests.fitted_codec import Centred, CentredFitter, register
-from tests.tiny_recipe import files_of, run_stages, tiny_mapping, tiny_recipe, tree_digests
+from tests.tiny_recipe import files_of, run_stages, stored_bytes, tiny_mapping, tiny_recipe, tree_digests
 
 
 def study_of(recipe: Recipe) -> Any:
     return recipe.runs[0].study
 
 
-def stored(root: Path) -> dict[str, bytes]:
-    """Bytes of a store, without what its making cost and who used it."""
-    return {
-        name: (root / name).read_bytes()
-        for name in files_of(root)
-        if "/costs/" not in name and not name.startswith("uses/")
-    }
-
-
 def test_two_fresh_extractions_give_the_same_bytes(finished: Finished, tmp_path: Path) -> None:
     run_stages(tiny_recipe(tmp_path), ["extract"])
-    first, second = stored(finished.root / "store"), stored(tmp_path / "store")
+    first, second = stored_bytes(finished.root / "store"), stored_bytes(tmp_path / "store")
     assert first.keys() == second.keys()
     # Float noise of another thread count would show here: both runs have one.
     assert [name for name in first if first[name] != second[name]] == []
@@ -72,7 +63,7 @@ def test_done_again_it_touches_nothing(
 def test_only_missing_shards_are_made(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(finished.root / "store", tmp_path / "store")
     recipe = tiny_recipe(tmp_path)
-    before = stored(tmp_path / "store")
+    before = stored_bytes(tmp_path / "store")
     store = Store.open(tmp_path / "store")
     view_set = next(item for item in store.view_sets() if "unlabeled" in item.name)
     second = next(column for column in store.columns(view_set.name) if column.spec.teacher == "second")
@@ -92,7 +83,7 @@ def test_only_missing_shards_are_made(finished: Finished, tmp_path: Path, monkey
     changed = {name for name in after if after[name] != times.get(name)}
     assert changed
     assert all("/second-" in name and ("00002" in name or "/2/" in name or "c/2" in name) for name in changed), changed
-    assert stored(tmp_path / "store") == before
+    assert stored_bytes(tmp_path / "store") == before
 
 
 def test_an_extraction_stopped_between_shards_goes_on(
@@ -118,7 +109,7 @@ def test_an_extraction_stopped_between_shards_goes_on(
         count = 2
     monkeypatch.setattr(Column, "write_part", real)
     run_stages(recipe, ["extract"])
-    assert stored(tmp_path / "store") == stored(finished.root / "store")
+    assert stored_bytes(tmp_path / "store") == stored_bytes(finished.root / "store")
 
 
 def test_another_codec_makes_other_columns_of_the_same_views(finished: Finished, tmp_path: Path) -> None:
@@ -225,7 +216,7 @@ def test_a_codec_with_options_makes_its_own_column(finished: Finished, tmp_path:
 def test_damage_is_mended_as_verify_says(finished: Finished, tmp_path: Path, damaged: str) -> None:
     root = tmp_path / "store"
     shutil.copytree(finished.root / "store", root)
-    before = stored(root)
+    before = stored_bytes(root)
     path = sorted(root.glob(damaged))[-1]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -248,7 +239,7 @@ def test_damage_is_mended_as_verify_says(finished: Finished, tmp_path: Path, dam
         (path.parent.parent / file if "zarr.json" in damaged else path).unlink()
     extract([study_of(tiny_recipe(tmp_path, only="sak"))])
     assert verify_store(root) == ((), False)
-    assert stored(root) == before
+    assert stored_bytes(root) == before
 
 
 def _die(*_: object) -> int:
@@ -300,7 +291,7 @@ def test_a_column_half_made_keeps_its_own_fit(tmp_path: Path, monkeypatch: pytes
     fitters = register(monkeypatch)
     study = study_of(tiny_recipe(tmp_path, [CENTRED], only="sak"))
     extract([study])
-    before = stored(Path(study.store))
+    before = stored_bytes(Path(study.store))
     store = Store.open(study.store)
     for name in store.view_set_names():
         for column in store.columns(name):
@@ -309,7 +300,7 @@ def test_a_column_half_made_keeps_its_own_fit(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(CentredFitter, "codec", lambda _: pytest.fail("fitted again"))
     extract([study])
     assert len(fitters.made) == 6
-    assert stored(Path(study.store)) == before
+    assert stored_bytes(Path(study.store)) == before
 
 
 def test_two_writers_end_with_one_fitted_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
