@@ -23,11 +23,11 @@ from pipeline.columns import EncodedPart, SideStream, encode_part
 from pipeline.maps import MapSource
 from pipeline.memory import available_bytes
 from pipeline.part_pixels import PartPixels, Reading, parts_pixels
-from pipeline.resources import processors
 from pipeline.viewsets import view_size
 from store.column import Column
 from store.commits import PartCommit
 from store.viewset import ViewSet
+from store.workers import processors
 
 __all__ = ["Output", "Overlap", "behind_bytes", "fill_columns", "overlap_of"]
 

@@ -6,7 +6,6 @@ on however many ranks. Threads only read; which rows, and in what order, is deci
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from sak.draws import Share
 from store.crossings import Crossings, counted
 from store.order import EpochOrder
 from store.viewset import ViewSet
+from store.workers import processors
 
 __all__ = ["Batch", "Loader", "default_ahead", "load_samples", "loader_bytes"]
 
@@ -70,18 +70,17 @@ def load_samples(view_set: ViewSet | LiveViews, rows: Sequence[int], /, *, tasks
     return [decode_sample(row.files, key=row.key, tasks=tasks) for row in view_set.read_rows(rows)]
 
 
-def loader_bytes(rows: int, /, *, batch: int, image: int, encoded: int, accelerator: bool) -> int:
+def loader_bytes(rows: int, /, *, batch: int, image: int, encoded: int, ahead: Ahead) -> int:
     """Memory that a loader takes at most: samples kept decoded, and the batches on their way.
 
     Args:
         rows: Of the view set.
         image: Bytes of a decoded image with its labels.
         encoded: Bytes of a row's targets as stored, unpacked.
-        accelerator: Whether batches are read ahead of the step.
+        ahead: How much is read ahead of the step.
     """
-    ahead = _AHEAD_BYTES if accelerator else 0
-    batches = 1 + (_READERS if accelerator else 0)  # one in use, and those in the making
-    return min(_KEEP_BYTES, rows * image) + ahead + batches * batch * (image + encoded)
+    batches = 1 + (ahead.readers if ahead.nbytes else 0)  # one in use, and those in the making
+    return min(_KEEP_BYTES, rows * image) + ahead.nbytes + batches * batch * (image + encoded)
 
 
 @dataclass(slots=True)
@@ -226,7 +225,7 @@ class Loader:
 
 def default_ahead() -> Ahead:
     """What is read ahead beside an accelerator: readers as cores allow, when every GPU of a machine has a process."""
-    cores = len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())
+    cores = processors() // max(1, torch.cuda.device_count())
     return Ahead(_AHEAD_BYTES, readers=max(1, min(_READERS, cores - 1)))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pipeline.loader import loader_bytes
+from pipeline.readahead import Ahead
 from pipeline.samples import Drawn
 from pipeline.sizes import RowSize
 from sak.teachers.footprint import Footprint
@@ -132,7 +133,8 @@ class Stage(NamedTuple):
     Attributes:
         images: That it sees: steps times batch.
         columns: What it reads of each row.
-        share: Of them, how many a step takes, where that is not all.
+        ahead: How much its loader reads ahead of its steps.
+        share: Of its columns, how many a step takes, where that is not all.
     """
 
     run: str
@@ -141,6 +143,7 @@ class Stage(NamedTuple):
     columns: tuple[ColumnKey, ...]
     images: int
     batch: int
+    ahead: Ahead
     share: float = 1.0
 
 
@@ -302,7 +305,7 @@ def loader_memory(plan: Plan, /) -> int:
             batch=stage.batch,
             image=int(plan.views[stage.views].images.decoded),
             encoded=int(sum(plan.columns[key].size.held for key in stage.columns)),
-            accelerator=plan.engine.accelerator,
+            ahead=stage.ahead,
         )
         for stage in plan.stages
     ]

@@ -14,7 +14,7 @@ from store.root import Root
 from store.roots import open_root
 from store.store import Store
 
-__all__ = ["Free", "available_memory", "free_space", "own_memory", "processors", "read_rate"]
+__all__ = ["Free", "available_memory", "free_space", "own_memory", "read_rate"]
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 _READ_BYTES, _BLOCK_BYTES, _LEAST_BYTES = 256 << 20, 4 << 20, 1 << 20
@@ -26,11 +26,6 @@ class Free(NamedTuple):
 
     bytes: int
     disk: int
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int | None:

@@ -13,11 +13,12 @@ import torch
 
 from pipeline.column_engine import behind_bytes, overlap_of
 from pipeline.config import DataConfig, Study
+from pipeline.loader import default_ahead
 from pipeline.loop import steps_of
 from pipeline.maps import EXACT, exact_column
 from pipeline.needs import Need, needs
 from pipeline.planning import Column, ColumnKey, Engine, Group, Plan, Stage, ViewKey, Views, Weights
-from pipeline.resources import processors
+from pipeline.readahead import Ahead
 from pipeline.samples import image_bound, image_cost
 from pipeline.sizes import RowSize, row_size
 from pipeline.targets import find_column
@@ -33,6 +34,7 @@ from store.roots import open_root
 from store.spec import ViewSetSpec
 from store.store import Store
 from store.viewset import ViewSet
+from store.workers import processors
 
 __all__ = ["Survey", "levels_of", "open_store", "survey"]
 
@@ -71,7 +73,8 @@ def survey(
             columns = tuple(look.column(key, study, name, codec) for name, codec in need.teachers.items())
             kept = tuple(column for column in columns if column in look.columns)
             groups.append(Group(key, kept))
-            stages += _stages(label, study, need, images=look.specs[key].images, key=key, columns=kept)
+            ahead = study.loader.ahead(default_ahead(), on_cpu=device.type == "cpu")
+            stages += _stages(label, study, need, groups[-1], images=look.specs[key].images, ahead=ahead)
     plan = Plan(
         views=look.views,
         columns=look.columns,
@@ -208,19 +211,17 @@ def _weights(spec: TeacherSpec) -> Weights:
     return "hub" if spec.pretrained else "here"
 
 
-def _stages(
-    label: str, study: Study, need: Need, *, images: int, key: ViewKey, columns: tuple[ColumnKey, ...]
-) -> Iterator[Stage]:
+def _stages(label: str, study: Study, need: Need, group: Group, *, images: int, ahead: Ahead) -> Iterator[Stage]:
     """The training stage that a need is of, where that reads stored features."""
     config = {"distill": study.distill, "finetune": study.finetune}.get(need.purpose)
-    if config is None or not columns:
+    if config is None or not group.columns:
         return
     drop_last, share = False, 1.0
     if need.purpose == "distill" and study.distill is not None:
         count, drop_last = study.distill.teachers_per_step, study.distill.drop_last
         share = 1.0 if count == "all" else count / len(need.teachers)
     steps = steps_of(config.steps, config.epochs, images=images, batch=config.batch, drop_last=drop_last)
-    yield Stage(label, need.purpose, key, columns, steps * config.batch, config.batch, share)
+    yield Stage(label, need.purpose, *group, steps * config.batch, config.batch, ahead, share)
 
 
 def _engine(study: Study, device: torch.device) -> Engine:

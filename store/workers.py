@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
-__all__ = ["available_threads", "map_threads", "pool"]
+__all__ = ["available_threads", "map_threads", "pool", "processors"]
 
 _MOST_THREADS = 4
 
@@ -19,12 +19,17 @@ _Out = TypeVar("_Out")
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def available_threads() -> int:
     """A sensible number of threads: the processors that this process may use, at most 4.
 
     Readers stand beside a training step and often beside other readers, which need processors too.
     """
-    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0))))
+    return max(1, min(_MOST_THREADS, processors()))
 
 
 def pool(threads: int, /) -> ThreadPoolExecutor:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.bench.contender import BenchError
+from store.workers import processors
 
 __all__ = ["drop_pages", "flush", "folder_bytes", "machine", "memory_bytes", "scratch"]
 
@@ -70,7 +71,7 @@ def memory_bytes() -> int:
 
 def machine() -> str:
     """Processors and their model, memory, system."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = processors()
     return f"{count} x {_processor()}, {memory_bytes() / 2**30:.0f} GiB, {platform.system()}"
 
 

@@ -6,7 +6,6 @@ size, which is another number.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -25,6 +24,7 @@ from sak.boundary import MAX_DIST
 from store.order import row_samples
 from store.rows import IndexRow
 from store.viewset import ViewSet
+from store.workers import processors
 
 __all__ = ["HeldOut", "rules_of"]
 
@@ -48,7 +48,7 @@ class HeldOut:
         self._view_set, self._rules = view_set, rules
         self._regions = source if isinstance(source, HasRegions) else None
         height, width = view_size(view_set.spec)
-        cores = len(os.sched_getaffinity(0))
+        cores = processors()
         self._counters = Counters(workers=cores if view_set.spec.rows * height * width > _FEW_PIXELS else 1)
         self._outcomes: list[Outcome] = []
 

@@ -19,8 +19,8 @@ from pipeline.cluster.flight import DISCONNECTED, Done, Flight, Job, LostError, 
 from pipeline.errors import PipelineError
 from pipeline.extraction_log import ExtractionLog
 from pipeline.pool import interrupts_held
-from pipeline.resources import processors
 from pipeline.tracking import CONSOLE
+from store.workers import processors
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.report.pr import PrLine, pr_picture
 from pipeline.tracking import CONSOLE, progress_bar
 from pipeline.whole_file import write_whole
 from sak.boundary import Scores, protocol_named
+from store.workers import processors
 
 __all__ = ["BoundaryResult", "Folders", "score_counts", "score_folders", "scores_table"]
 
@@ -80,7 +80,7 @@ def score_folders(
     jobs = [FileJob(rules, pair, kind) for pair in pairs if not _is_counted(pair, known)]
     if len(jobs) < len(pairs):
         CONSOLE.print(f"{len(pairs) - len(jobs)} of {len(pairs)} images are counted already, skipped")
-    table = _count(jobs, known, counts, workers=workers or len(os.sched_getaffinity(0)))
+    table = _count(jobs, known, counts, workers=workers or processors())
     return _scored(
         table.of([pair.key for pair in pairs], where=str(counts)),
         counts=counts,

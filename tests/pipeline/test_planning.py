@@ -27,6 +27,7 @@ from pipeline.planning import (
     read_bytes,
     seconds,
 )
+from pipeline.readahead import Ahead
 from pipeline.samples import Drawn
 from pipeline.sizes import RowSize
 from sak.teachers.footprint import Footprint
@@ -59,9 +60,9 @@ def column(name: str, *, missing: int = 100, exact: bool = False, speed: Speed |
 def plan(a: Column, b: Column, *, views_missing: int = 100) -> Plan:
     views = Views(rows=100, missing=views_missing, shard_rows=16, pixels=192, images=Drawn(150.0, 192.0, 0.01))
     stages = (
-        Stage("one", "distill", HERE, (A, B), images=1000, batch=8),
-        Stage("one", "finetune", HERE, (A, B), images=200, batch=2),
-        Stage("two", "distill", HERE, (A,), images=800, batch=8),
+        Stage("one", "distill", HERE, (A, B), images=1000, batch=8, ahead=Ahead(0)),
+        Stage("one", "finetune", HERE, (A, B), images=200, batch=2, ahead=Ahead(0)),
+        Stage("two", "distill", HERE, (A,), images=800, batch=8, ahead=Ahead(0)),
     )
     return Plan(views={HERE: views}, columns={A: a, B: b}, groups=(Group(HERE, (A, B)),), stages=stages, engine=ENGINE)
 
@@ -145,12 +146,12 @@ def test_exact_columns_and_finished_ones_load_no_teacher() -> None:
     assert views.total == 2 * 16 * 150, "a shard of images, and its tar"
 
 
-def test_the_loader_reads_ahead_of_an_accelerator_alone() -> None:
+def test_a_loader_holds_what_it_reads_ahead() -> None:
     found = plan(column("a"), column("b"))
     kept, row = 100 * 192, 192 + 800
     assert loader_memory(found) == kept + 8 * row
-    ahead = loader_memory(replace(found, engine=ENGINE._replace(accelerator=True)))
-    assert ahead > kept + 4 * 8 * row
+    ahead = [stage._replace(ahead=Ahead(5000, readers=3)) for stage in found.stages]
+    assert loader_memory(replace(found, stages=tuple(ahead))) == kept + 5000 + 4 * 8 * row
 
 
 def test_host_and_accelerator_are_each_measured_where_they_hold_most() -> None:

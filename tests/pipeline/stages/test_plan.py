@@ -16,7 +16,7 @@ from pipeline import trials, viewsets
 from pipeline.budgets import BudgetError, require_budgets
 from pipeline.config import Study
 from pipeline.errors import PipelineError
-from pipeline.planning import Stage
+from pipeline.planning import Stage, loader_memory
 from pipeline.recipes import recipe_from_mapping
 from pipeline.report.quantities import bytes_text
 from pipeline.resources import Free
@@ -165,6 +165,12 @@ def test_workers_share_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (engine.processes, engine.drawing, engine.threads) == (3, 3, 1)
     alone = plan_extract(studies(tmp_path, "threads=null"), options=COUNTED).plan.engine
     assert (alone.processes, alone.threads) == (1, 0)
+
+
+def test_a_loader_is_counted_as_the_recipe_asks_for_it(tmp_path: Path) -> None:
+    usual = loader_memory(plan_extract(studies(tmp_path), options=COUNTED).plan)
+    asked = studies(tmp_path, "loader={ahead_bytes: 50_000_000, readers: 1}")
+    assert loader_memory(plan_extract(asked, options=COUNTED).plan) > usual + 50_000_000
 
 
 def test_the_disk_or_the_student_is_the_limit(tmp_path: Path) -> None:
