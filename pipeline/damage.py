@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from store.commits import CommitLog, PartLocation, locate_part, part_name
+from store.commits import CommitLog, PartLocation, is_at_work, locate_part, part_name
 from store.document import MAX_DOCUMENT_BYTES, is_newer
 from store.errors import StoreError
 from store.root import Root, is_temporary
@@ -127,7 +127,7 @@ def _is_left_over(store: Store, path: str, where: PartLocation) -> bool:
     Where nothing is locked that cannot be told; an hour after the last write it is an error, and that is mended.
     """
     root = store.root
-    if is_temporary(path.rsplit("/", 1)[-1]) or root.is_locked(f"{where.folder}/commits") is not False:
+    if is_temporary(path.rsplit("/", 1)[-1]) or is_at_work(root, where) is not False:
         return False
     try:
         view_set: ViewSet = store.view_set(where.folder.split("/")[1])

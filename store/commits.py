@@ -29,6 +29,7 @@ __all__ = [
     "PartCommit",
     "PartLocation",
     "digest_objects",
+    "is_at_work",
     "locate_part",
     "parse_digest",
     "part_name",
@@ -55,6 +56,15 @@ def locate_part(path: str, /) -> PartLocation | None:
     match = _PART_FILE.fullmatch(path)
     sound = match is not None and all(map(is_name, match["folder"].split("/")))
     return PartLocation(match["folder"], int(match["part"])) if match and sound else None
+
+
+def is_at_work(root: Root, where: PartLocation, /) -> bool | None:
+    """Whether somebody writes a part at this moment, or removes parts of its owner; None where nothing is locked."""
+    writer = root.is_locked(_lock_of(where.folder, where.part))
+    remover = root.is_locked(_commits_of(where.folder), alone=True)
+    if writer or remover:
+        return True
+    return None if writer is None or remover is None else False
 
 
 class CommitLog:
@@ -85,7 +95,7 @@ class CommitLog:
 
     def parts(self) -> tuple[int, ...]:
         """Committed parts, ascending."""
-        found = [self.number(name) for name in self._root.names(f"{self._folder}/commits")]
+        found = [self.number(name) for name in self._root.names(_commits_of(self._folder))]
         return tuple(sorted(part for part in found if part is not None and part < self._spec.parts))
 
     def find(self, part: int, /) -> PartCommit | None:
@@ -118,7 +128,7 @@ class CommitLog:
             CorruptShardError: As in ``find``.
             FormatError: As in ``find``.
         """
-        folder = f"{self._folder}/commits"
+        folder = _commits_of(self._folder)
         stamps = self._root.stamps(folder)
         numbered = {number: stamp for name, stamp in stamps.items() if (number := self.number(name)) is not None}
         mine = {part: stamp for part, stamp in numbered.items() if part < self._spec.parts}
@@ -200,11 +210,11 @@ class CommitLog:
             MissingColumnError: The view set or column has been removed.
             StoreError: The disk fails.
         """
-        with self._root.lock(f"{self._folder}/commits", shared=True):
+        with self._root.lock(_commits_of(self._folder), shared=True):
             record = "column" if self._folder.startswith("columns/") else "view_set"
             if self._root.stamp(f"{self._folder}/{record}.json") is None:  # gone while we waited for the lock
                 raise MissingColumnError(f"{self._folder}: was removed while it was being written; run this again")
-            with self._root.lock_name(f"{self._folder}/locks/{part_name(part)}"):
+            with self._root.lock_name(_lock_of(self._folder, part)):
                 yield
 
     def _write(self, commit: PartCommit, objects: Iterable[tuple[str, bytes]], spent: Spent) -> PartCommit:
@@ -275,3 +285,13 @@ class CommitLog:
             return Spent()
         data = self._root.read_bytes(relative, max_bytes=MAX_DOCUMENT_BYTES)
         return parse_cost(data, where=self._root.where(relative))
+
+
+def _commits_of(folder: str) -> str:
+    """Whose lock writers share, and removers hold alone."""
+    return f"{folder}/commits"
+
+
+def _lock_of(folder: str, part: int) -> str:
+    """The name that the writer of a part holds."""
+    return f"{folder}/locks/{part_name(part)}"

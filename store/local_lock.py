@@ -70,8 +70,11 @@ def drop_passing(folder: Path, descriptor: int, /) -> None:
     disk.close(descriptor)
 
 
-def is_taken(folder: Path, /) -> bool | None:
+def is_taken(folder: Path, /, *, alone: bool = False) -> bool | None:
     """Whether somebody holds a folder's lock, shared or not; None where the file system has no locks.
+
+    Args:
+        alone: Only who holds it alone counts.
 
     Raises:
         OSError: The disk fails.
@@ -81,7 +84,7 @@ def is_taken(folder: Path, /) -> bool | None:
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:
-        disk.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        disk.flock(descriptor, (fcntl.LOCK_SH if alone else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (*_NO_LOCKS, errno.EWOULDBLOCK):
             raise

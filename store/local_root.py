@@ -199,11 +199,15 @@ class LocalRoot:
         with _readable(self.path):
             return [path for path in self.files() if _is_abandoned(self.path / path)]
 
-    def is_locked(self, relative: str, /) -> bool | None:
-        """Whether somebody holds a folder's lock at this moment; None where the file system has no locks."""
+    def is_locked(self, relative: str, /, *, alone: bool = False) -> bool | None:
+        """Whether somebody holds a folder's lock at this moment; None where the file system has no locks.
+
+        Args:
+            alone: Only who holds it alone counts.
+        """
         folder = self.local(relative)
         with _readable(folder):
-            return is_taken(folder)
+            return is_taken(folder, alone=alone)
 
     def write_atomic(self, relative: str, data: bytes, /, *, replace: bool = False) -> None:
         """Write a file so that a reader sees the old one, or the whole new one, and a crash leaves no third case.

@@ -254,7 +254,7 @@ class ObjectRoot:
         """Nothing, as ``lock``."""
         return self.lock(relative)
 
-    def is_locked(self, relative: str, /) -> None:
+    def is_locked(self, relative: str, /, *, alone: bool = False) -> None:
         """Nobody can tell: there are no locks."""
         check_relative(relative)
 

@@ -190,8 +190,12 @@ class Root(Protocol):
     def abandoned(self) -> list[str]:
         """Temporary files whose writer has died: what ``clean`` removes."""
 
-    def is_locked(self, relative: str, /) -> bool | None:
-        """Whether somebody holds a folder's lock at this moment; None where nothing is locked, as on object stores."""
+    def is_locked(self, relative: str, /, *, alone: bool = False) -> bool | None:
+        """Whether somebody holds a folder's lock at this moment; None where nothing is locked, as on object stores.
+
+        Args:
+            alone: Only who holds it alone counts.
+        """
 
     def write_atomic(self, relative: str, data: bytes, /, *, replace: bool = False) -> None:
         """Write a file that readers see whole or not at all, whatever happens meanwhile.

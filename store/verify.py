@@ -1,8 +1,8 @@
 """Re-reads and re-hashes every byte of a store and names what differs; never repairs.
 
 A writer may work beside it. Its files come before its record and are in a listing that is made first, so that what
-looks like a part without a record may be one in the making. Where the root has locks the part's folder is locked then,
-until the record is there; where it has none (object stores, some network file systems) a writer is believed to be at
+looks like a part without a record may be one in the making. Where the root has locks the part is locked then, until the
+record is there; where it has none (object stores, some network file systems) a writer is believed to be at
 work for an hour after the youngest of the part's files. A record of a view set or column that is replaced meanwhile
 (views are appended) makes its checks begin again. What cannot be told from damage: a part that ``repair`` or
 ``discard`` removes at this very moment, and writers on another host whose locks do not reach this one.
@@ -18,7 +18,7 @@ from functools import partial
 
 from store.audit import Audit, Finding, Progress, Scope, part_record, record_of
 from store.column import Column
-from store.commits import ObjectDigest, PartCommit, PartLocation, locate_part, part_name
+from store.commits import ObjectDigest, PartCommit, PartLocation, is_at_work, locate_part, part_name
 from store.document import MAX_DOCUMENT_BYTES, parse_document
 from store.errors import StoreError
 from store.fingerprint import digest_bytes
@@ -373,7 +373,7 @@ def _check_unrecorded(audit: Audit, commit: str, problem: str, *, files: list[st
     assert where is not None
     rows = audit.part_rows(*where)
     # Asked before the record is looked for: a writer that ends in between has left it.
-    locked = audit.root.is_locked(f"{where.folder}/commits")
+    locked = is_at_work(audit.root, where)
     if audit.root.stamp(commit) is not None:
         audit.info(commit, "written while this ran; verify again to have it checked", rows=rows)
     elif locked or (locked is None and _is_young(audit, files)):

@@ -214,17 +214,26 @@ def test_a_description_without_parts_is_information(tmp_path: Path):
     }
 
 
-def test_a_part_in_the_making_is_no_damage(tmp_path: Path):
-    """Its writer holds the lock of the folder from the first file to the record."""
+@pytest.mark.parametrize("holder", ["writer", "remover"])
+def test_a_part_in_the_making_is_no_damage(holder: str, tmp_path: Path):
+    """Its writer holds the part's lock from the first file to the record, who removes parts that of all."""
     store = tiny_store.fill(tmp_path)
     column = store.columns("t")[0]
     column.discard(1)
-    with store.root.lock(f"{column.folder}/commits"):
+    with column.commits.writing(1) if holder == "writer" else store.root.lock(f"{column.folder}/commits"):
         assert {(item.path, item.severity, item.problem) for item in verify(store, paths=[column.folder])} >= {
             (column.commits.path(1), "info", "not there yet: a writer is at work, or was within the last hour")
         }
         assert findings(tmp_path) == []
     assert len(findings(tmp_path)) == 1
+
+
+def test_what_a_dead_writer_left_is_found_beside_one_at_work(tmp_path: Path):
+    store = tiny_store.fill(tmp_path)
+    column = store.columns("t")[0]
+    column.discard(1)
+    with column.commits.writing(0):
+        assert [item.path for item in findings(tmp_path)] == [column.commits.path(1)]
 
 
 @pytest.mark.parametrize(("locks", "age", "severity"), [(None, 0, "info"), (None, 3700, "error"), (False, 0, "error")])
@@ -234,7 +243,7 @@ def test_without_locks_the_age_of_a_part_decides(
     store = tiny_store.fill(tmp_path)
     column = store.columns("t")[0]
     column.discard(1)
-    monkeypatch.setattr("store.local_root.LocalRoot.is_locked", lambda *_: locks)
+    monkeypatch.setattr("store.local_root.LocalRoot.is_locked", lambda *_, **__: locks)
     for path in all_files(tmp_path):
         os.utime(path, (time.time() - age,) * 2)
     assert severity in {item.severity for item in verify(store) if item.path == column.commits.path(1)}
