@@ -132,8 +132,22 @@ METRICS: Mapping[str, MetricSpec] = MappingProxyType(
             MetricSpec(name="odsF", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="odsF-invpt", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="odsF-mtinet", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="oisF", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="oisF-invpt", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="oisF-mtinet", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="AP", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="AP-invpt", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="AP-mtinet", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="mErr", higher_is_better=False, unit="°", decimals=2),
+            MetricSpec(name="median", higher_is_better=False, unit="°", decimals=2),
+            MetricSpec(name="under11.25", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="under22.5", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="under30", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="RMSE", higher_is_better=False, unit=" m", decimals=4),
+            MetricSpec(name="rel", higher_is_better=False, unit="", decimals=4),
+            MetricSpec(name="delta1", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="delta2", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="delta3", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="loss", higher_is_better=False, unit="", decimals=4),
         )
     }
@@ -190,8 +204,22 @@ _SALIENCY = TaskSpec(
     classes=("background", "salient"),
     extra_metrics=("mIoU",),
 )
-_NORMALS = TaskSpec(name="normals", channels=3, loss_weight=10.0, metric="mErr", higher_is_better=False)
-_DEPTH = TaskSpec(name="depth", channels=1, loss_weight=1.0, metric="RMSE", higher_is_better=False)
+_NORMALS = TaskSpec(
+    name="normals",
+    channels=3,
+    loss_weight=10.0,
+    metric="mErr",
+    higher_is_better=False,
+    extra_metrics=("median", "under11.25", "under22.5", "under30"),
+)
+_DEPTH = TaskSpec(
+    name="depth",
+    channels=1,
+    loss_weight=1.0,
+    metric="RMSE",
+    higher_is_better=False,
+    extra_metrics=("rel", "delta1", "delta2", "delta3"),
+)
 
 
 def _dataset(name: str, *, title: str, tasks: tuple[TaskSpec, ...]) -> DatasetSpec:
