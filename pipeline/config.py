@@ -24,13 +24,13 @@ from pipeline.config_checks import (
     rates,
     whole_epochs,
 )
+from pipeline.config_eval import EvalConfig
 from pipeline.config_loader import LoaderConfig
 from pipeline.config_losses import CompileMode, FeatureLossConfig
 from pipeline.config_student import LoraConfig, StudentConfig
 from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Precision, Size, TeacherConfig
 from pipeline.config_track import TrackConfig
 from pipeline.views import ViewSpec
-from store.codecs.registry import choice_json
 
 __all__ = [
     "DataConfig",
@@ -241,30 +241,6 @@ class FinetuneConfig(FeatureLossConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class EvalConfig:
-    """Scoring of the student alone on ``data.eval``; ``gallery`` images go into the report.
-
-    ``codec`` is how the held-out images' columns are stored, where not as ``extract.codec`` says. A loss against
-    decoded targets measures the codec too, so students of different codecs need one exact yardstick.
-
-    ``boundary`` is how boundaries are scored: ``pixel`` by pixel (maxF for scenes, the published loss elsewhere), or by
-    the field's odsF as well, which then stands in the table; ``odsF`` is SAK's protocol, and the others' numbers do not
-    compare with it. It counts a quarter of a second a 375 x 500 image.
-    """
-
-    batch: int = 16
-    gallery: int = 6
-    codec: CodecValue | None = None
-    boundary: Literal["pixel", "odsF", "odsF-invpt", "odsF-mtinet"] = "pixel"
-
-    def __post_init__(self) -> None:
-        if self.codec is not None:
-            choice_json(self.codec)
-        positive("eval", {"batch": self.batch})
-        not_negative("eval", {"gallery": self.gallery})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class RunConfig:
     """One row of the results table: what it changes against the recipe (dotted keys), and why it is there.
 
@@ -316,6 +292,8 @@ class Study:
             )
         if self.finetune and not self.data.finetune:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
+        if self.eval.held_out_loss == "never" and self.data.eval and self.distill and not self.finetune:
+            raise ValueError("eval.held_out_loss: never leaves nothing to score where there is no stage 2; drop it")
         self._check_teacher_keys()
         for stage, data in (("distill", self.data.distill), ("finetune", self.data.finetune)):
             if getattr(self, stage) and data and self.data.eval and data.source.overlaps(self.data.eval.source):
@@ -381,3 +359,10 @@ class Study:
         if self.finetune is None:
             return self.distill.targets if self.distill else None
         return self.finetune.targets if self.finetune.alpha > 0 and self.student_teachers else None
+
+    @property
+    def scored_targets(self) -> Targets | None:
+        """Where scoring takes targets, likewise; live teachers only where asked for, or with nothing else to score."""
+        wanted, kind = self.eval.held_out_loss, self.final_targets
+        spared = kind == "online" and wanted == "auto" and self.finetune is not None
+        return None if spared or wanted == "never" else kind

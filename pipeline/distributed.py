@@ -96,6 +96,18 @@ class Ranks:
 
         return wait
 
+    def gathered(self, data: bytes, /) -> list[bytes]:
+        """Every rank's bytes, in the order of ranks, on rank 0; nothing on the others."""
+        if self.world == 1:
+            return [data]
+        lengths = self.total(torch.tensor([len(data) if rank == self.rank else 0 for rank in range(self.world)]))
+        padded = torch.zeros(int(lengths.max()), dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        parts = [torch.empty_like(padded) for _ in range(self.world)] if self.first else None
+        dist.gather(padded, parts, dst=0)
+        found = zip(parts or [], lengths.tolist(), strict=False)
+        return [part[:length].numpy().tobytes() for part, length in found]
+
     def wait(self) -> None:
         """Until all ranks are here."""
         self.total(torch.zeros(1))

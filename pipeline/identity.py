@@ -34,6 +34,7 @@ _LATER = frozenset(
         *("compile", "fused", "crops", "freeze", "lora", "ema"),
     }
 )
+_SCORED_LATER = {"boundary": "pixel", "absent_classes": "zero", "held_out_loss": "auto", "resolution": "view"}
 # What a result does not depend on: the names of statistics that are there themselves, how gradients are had, and how a
 # batch is gone through, which as the number of ranks changes it by no more than rounding: a run goes on where there
 # are fewer or smaller GPUs.
@@ -111,12 +112,9 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
 
 
 def _scored_by(config: EvalConfig) -> dict[str, object]:
-    """What decides a score; boundaries scored by pixel are as before there was a choice."""
-    found = plain(config)
-    if config.boundary == "pixel":
-        del found["boundary"]
-        return found
-    return found | {"counting": COUNTING}
+    """What decides a score; what came later counts only where it is not at its default, as in training."""
+    found = {key: value for key, value in plain(config).items() if _SCORED_LATER.get(key) != value}
+    return found | ({"counting": COUNTING} if "boundary" in found else {})
 
 
 def last_stage_dir(study: Study, out: Path, /) -> StageDir:

@@ -32,6 +32,6 @@ def needs(study: Study, /) -> tuple[Need, ...]:
         found.append(Need("finetune", study.data.finetune, True, stored))
     if study.data.eval:
         # Teachers over held-out images give the held-out distillation loss and the report's feature pictures.
-        stored = {name: scored.codec(name) for name in teachers} if study.final_targets == "cached" else {}
+        stored = {name: scored.codec(name) for name in teachers} if study.scored_targets == "cached" else {}
         found.append(Need("eval", study.data.eval, study.finetune is not None, stored))
     return tuple(found)

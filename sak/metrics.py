@@ -84,8 +84,9 @@ class TaskMetrics:
         """
         for name, task in self._specs.items():
             _check_batch(task, logits=logits, labels=labels)
-            for logits_1CHW, label_1CHW in zip(logits[name].split(1), labels[name].split(1), strict=True):
-                for key, value in _tally(logits_1CHW, label_1CHW, task).items():
+            for image in range(len(logits[name])):
+                one = slice(image, image + 1)
+                for key, value in _tally(logits[name][one], labels[name][one], task).items():
                     self._sums[name][key] += value
 
     def compute(self) -> dict[str, dict[str, float]]:

@@ -41,7 +41,8 @@ class Meter(NamedTuple):
 def ratio(numerator: NDArray[np.generic], denominator: NDArray[np.generic], /) -> NDArray[np.float64]:
     """Element-wise quotient in float64, 0 where the denominator is 0."""
     above, below = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
-    return np.divide(above, below, out=np.zeros(above.shape), where=below > 0)
+    found: NDArray[np.float64] = np.divide(above, below, out=np.zeros(above.shape), where=below > 0)
+    return found
 
 
 def share(sums: Sums, name: str, /, *, of: str) -> float:
