@@ -294,6 +294,11 @@ class Study:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
         if self.eval.held_out_loss == "never" and self.data.eval and self.distill and not self.finetune:
             raise ValueError("eval.held_out_loss: never leaves nothing to score where there is no stage 2; drop it")
+        if self.eval.resolution == "image" and self.data.eval and self.data.eval.view.kind != "full":
+            raise ValueError(
+                f"eval.resolution: image is for data.eval.view of kind full, got {self.data.eval.view.kind}; padded"
+                " views are at the image's own size already, and others show only a part of it"
+            )
         self._check_teacher_keys()
         for stage, data in (("distill", self.data.distill), ("finetune", self.data.finetune)):
             if getattr(self, stage) and data and self.data.eval and data.source.overlaps(self.data.eval.source):

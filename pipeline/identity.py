@@ -113,7 +113,9 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
 
 def _scored_by(config: EvalConfig) -> dict[str, object]:
     """What decides a score; what came later counts only where it is not at its default, as in training."""
-    found = {key: value for key, value in plain(config).items() if _SCORED_LATER.get(key) != value}
+    found = {
+        key: value for key, value in plain(config).items() if key not in _SCORED_LATER or value != _SCORED_LATER[key]
+    }
     return found | ({"counting": COUNTING} if "boundary" in found else {})
 
 

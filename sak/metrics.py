@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sak.errors import SakError, UnknownNameError
-from sak.exact import exact
+from sak.exact import exact, rounded
 from sak.meters.classes import CLASSES
 from sak.meters.depth import DEPTH
 from sak.meters.edge import EDGE
@@ -69,7 +69,9 @@ class TaskMetrics:
         spec = dataset_spec(dataset)
         self._specs = {name: spec.task(name) for name in tasks}
         self._absent = absent
-        self._sums = self._nothing()
+        self._sums: dict[str, dict[str, Counts]] = {}
+        self._floats: set[tuple[str, str]] = set()
+        self.reset()
 
     @torch.no_grad()
     def update(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> None:
@@ -87,14 +89,16 @@ class TaskMetrics:
             for image in range(len(logits[name])):
                 one = slice(image, image + 1)
                 for key, value in _tally(logits[name][one], labels[name][one], task).items():
-                    self._sums[name][key] += value
+                    self._sums[name][key] += _integers(value)
 
     def compute(self) -> dict[str, dict[str, float]]:
         """Task → metric → value, in the metrics' units (per cent, degrees, metres); NaN where no pixel was valid.
 
         Of class maps each class has one too, ``IoU/<class>``: NaN where it occurs neither in labels nor predictions.
         """
-        return {name: _METERS[name].score(self._sums[name], task, self._absent) for name, task in self._specs.items()}
+        return {
+            name: _METERS[name].score(self._rounded(name), task, self._absent) for name, task in self._specs.items()
+        }
 
     def state(self) -> dict[str, Counts]:
         """A copy of the sums, keyed ``task/sum``: plain arrays of integers, to be added to those of other workers."""
@@ -128,22 +132,26 @@ class TaskMetrics:
 
     def reset(self) -> None:
         """Forget everything counted."""
-        self._sums = self._nothing()
-
-    def _nothing(self) -> dict[str, dict[str, Counts]]:
-        """What an image without a labelled pixel counts."""
-        found = {}
-        for name, task in self._specs.items():
+        for name, task in self._specs.items():  # what an image without a labelled pixel counts
             label_1CHW = torch.full((1, 3 if name == "normals" else 1, 1, 1), float(IGNORE))
-            found[name] = _tally(torch.zeros(1, task.channels, 1, 1), label_1CHW, task)
-        return found
+            found = _tally(torch.zeros(1, task.channels, 1, 1), label_1CHW, task)
+            self._floats |= {(name, key) for key, value in found.items() if value.dtype.kind == "f"}
+            self._sums[name] = {key: _integers(value) for key, value in found.items()}
+
+    def _rounded(self, name: str) -> dict[str, NDArray[np.generic]]:
+        return {
+            key: rounded(value) if (name, key) in self._floats else value for key, value in self._sums[name].items()
+        }
 
 
-def _tally(logits_1CHW: Tensor, label_1CHW: Tensor, task: TaskSpec) -> dict[str, Counts]:
-    """Sums of an image, floats as exact numbers."""
+def _tally(logits_1CHW: Tensor, label_1CHW: Tensor, task: TaskSpec) -> dict[str, NDArray[np.generic]]:
     found = _METERS[task.name].tally(logits_1CHW.float(), label_1CHW.float(), task)
-    arrays = {key: value.cpu().numpy() for key, value in found.items()}
-    return {key: exact(value) if value.dtype.kind == "f" else value for key, value in arrays.items()}
+    return {key: value.cpu().numpy() for key, value in found.items()}
+
+
+def _integers(value: NDArray[np.generic]) -> Counts:
+    """Counts as they are, floats as exact numbers."""
+    return exact(value) if value.dtype.kind == "f" else np.array(value, dtype=np.int64)
 
 
 def delta_m(

@@ -88,6 +88,23 @@ def test_both_stages_as_one_process(alone: Path, tmp_path: Path, world: int) -> 
         assert {name: value.shape for name, value in got.items()} == {n: value.shape for n, value in wanted.items()}
 
 
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_scoring_is_that_of_one_process_to_the_last_bit(alone: Path, tmp_path: Path, world: int) -> None:
+    """Boundaries and the held-out loss included; four images are two batches, so that two of four ranks have none."""
+    options = (*SHORT, "eval.boundary=odsF", "eval.batch=2")
+    for folder, count in ((tmp_path / "one", 1), (tmp_path / "many", world)):
+        place(alone, folder, stages=("distill", "finetune"))
+        for outcome in ended(ranks(count, "eval", "tiny.yaml", *options, cwd=folder)):
+            assert outcome.code == 0, outcome.err
+    (one,), (many,) = (stage_folders(tmp_path / name, "eval") for name in ("one", "many"))
+    files = sorted(path.name for path in one.iterdir())
+    assert files == sorted(path.name for path in many.iterdir())
+    assert {"metrics.json", "routers.json", "gallery.npz", "boundary.parquet"} <= {*files}
+    for name in ("metrics.json", "routers.json", "boundary.parquet"):
+        assert (one / name).read_bytes() == (many / name).read_bytes(), name
+    assert json.loads((one / "metrics.json").read_text())["distill"]["loss"] > 0
+
+
 def test_killed_and_resumed_on_as_many_ranks_is_the_same_and_on_others_close(alone: Path, tmp_path: Path) -> None:
     """Four ranks, because of two the sum has but one order."""
     command = ("distill", "tiny.yaml", *SHORT)
@@ -164,7 +181,7 @@ def test_a_rank_that_is_killed_ends_the_others_with_one_line(alone: Path, tmp_pa
     ("arguments", "message"),
     [
         (("distill", "tiny.yaml", "--run", "both", "distill.batch=5"), "distill.batch: expected rows that 2 ranks x 1"),
-        (("run", "tiny.yaml"), "only sak distill and sak finetune train on several"),
+        (("run", "tiny.yaml"), "only sak distill, sak finetune and sak eval work on"),
         (("distill", "tiny.yaml", "distill.bath=4"), "distill.bath"),
     ],
 )

@@ -13,14 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.boundary.counts import write_counts
+from pipeline.boundary.counts import CountTable, write_counts
 from pipeline.boundary.held_out import HeldOut, rules_of
 from pipeline.config import Study
 from pipeline.config_losses import FeatureLossConfig
+from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import NotDoneError, PipelineError
 from pipeline.identity import distill_dir, evaluate_dir, last_stage_dir
 from pipeline.loader import load_samples
+from pipeline.own_size import OwnSize, Scored
 from pipeline.runtime import pick_device, seed_everything
+from pipeline.scoring import ScoreSums, all_counted, batches_of
 from pipeline.stagedir import StageDir, write_json
 from pipeline.standards import Standards, read_standards
 from pipeline.students import Normalise
@@ -42,12 +45,13 @@ __all__ = ["decode_predictions", "evaluate", "trained_student"]
 Array = NDArray[np.generic]
 
 
-def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
+def evaluate(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) -> StageDir:
     """Score a study's last stage, or find it scored.
 
     Writes ``metrics.json`` (task to metric to value; ``distill`` holds the held-out teacher loss where the network is
     still aligned to teachers), ``routers.json`` (task to mean mixing weights, level by expert), ``gallery.npz`` and,
-    where ``eval.boundary`` asks for odsF, ``boundary.parquet`` with every image's counts.
+    where ``eval.boundary`` asks for odsF, ``boundary.parquet`` with every image's counts. Of several ranks each scores
+    its share of the rows, and the first writes the same files as one alone would.
 
     Raises:
         NotDoneError: The last stage is not done, or the views are incomplete.
@@ -55,37 +59,53 @@ def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
     """
     stage, data = evaluate_dir(study, out), study.data.eval
     assert data is not None
-    if stage.done():
+    if ranks.agreed(stage.done()):
         CONSOLE.print(f"{label}: eval is done ({stage.path}), skipped")
         return stage
-    device = pick_device(study.device)
+    device = pick_device(study.device, ranks=ranks)
     seed_everything(study.seed, threads=study.threads)
     view_set = complete_views(study, data, labels=study.finetune is not None)
     student, record = trained_student(last_stage_dir(study, out), device=device)
     if view_set.spec.dataset != record.get("dataset", ""):
         raise PipelineError(f"eval: trained on {record['dataset']}, but data.eval is {view_set.spec.dataset}")
-    kind = study.final_targets
+    kind = study.scored_targets
     targets = target_source(study.scored, view_set, kind=kind, device=device) if kind else None
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
     standards = Standards({})
     if targets is not None and study.distill is not None:
         standards = read_standards(study.distill, distill_dir(study, out).path, device=device)
     scorer = _Scorer(student, normalise, view_set, targets, standards, _loss_config(study))
-    with stage.work(device=device) as extra:
+    with stage.work(device=device, ranks=ranks) as extra:
         before = last_stage_dir(study, out)
-        extra |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
+        if ranks.first:
+            extra |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
         rows = view_set.usable_rows().tolist()
-        with _boundary(study, view_set, student) as boundary:
-            metrics, gates = scorer.score(rows, batch=study.eval.batch, label=f"{label}: eval", boundary=boundary)
-            if boundary:
-                metrics["edge"] |= _write_boundary(boundary, stage.path, metric=study.eval.boundary)
-                extra["boundary"] = boundary.about
+        mine = [*batches_of(rows, batch=study.eval.batch, ranks=ranks)]
+        own_size = OwnSize(view_set, data) if study.eval.resolution == "image" and student.spec.tasks else None
+        with _boundary(study, view_set, student, ranks) as boundary:
+            sums = ScoreSums(_task_metrics(study, view_set, student))
+            scorer.score(mine, sums, label=f"{label}: eval", boundary=boundary, own_size=own_size)
+            table = all_counted(boundary.table(), ranks) if boundary else None
+        sums.merged(ranks)
+        if not ranks.first:
+            return stage
+        metrics = sums.metrics.compute() if sums.metrics else {}
+        if targets is not None:
+            metrics["distill"] = {"loss": sums.loss()}
+        if boundary and table:
+            metrics["edge"] |= _write_boundary(table, stage.path, metric=study.eval.boundary)
+            extra["boundary"] = boundary.about
         write_json(stage.path / "metrics.json", metrics)
-        write_json(stage.path / "routers.json", {task: value.tolist() for task, value in gates.items()})
+        write_json(stage.path / "routers.json", {task: value.tolist() for task, value in sums.gates().items()})
         gallery = scorer.gallery(rows[: study.eval.gallery])
         np.savez_compressed(stage.path / "gallery.npz", **gallery)  # type: ignore[arg-type]
         extra |= {"images": len(rows), "experts": ["stem", *student.spec.teacher_widths]}
     return stage
+
+
+def _task_metrics(study: Study, view_set: ViewSet, student: Student) -> TaskMetrics | None:
+    tasks, absent = tuple(student.spec.tasks), study.eval.absent_classes
+    return TaskMetrics(view_set.spec.dataset, tasks, absent=absent) if tasks else None
 
 
 def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Student, dict[str, object]]:
@@ -134,29 +154,26 @@ def _decode(task: str, logits_BCHW: Tensor) -> Array:
     raise PipelineError(f"no way to show task {task!r}")
 
 
-def _boundary(study: Study, view_set: ViewSet, student: Student) -> AbstractContextManager[HeldOut | None]:
+def _boundary(
+    study: Study, view_set: ViewSet, student: Student, ranks: Ranks
+) -> AbstractContextManager[HeldOut | None]:
     """Where boundaries are counted, if the recipe asks for odsF and the network predicts any."""
     data, metric = study.data.eval, study.eval.boundary
     assert data is not None
     if metric == "pixel" or "edge" not in student.spec.tasks:
         return nullcontext()
-    return HeldOut(view_set, data, rules=rules_of(metric, view_set.spec.dataset))
+    rules, own_size = rules_of(metric, view_set.spec.dataset), study.eval.resolution == "image"
+    return HeldOut(view_set, data, rules=rules, own_size=own_size, ranks=ranks)
 
 
-def _write_boundary(boundary: HeldOut, folder: Path, *, metric: str) -> dict[str, float]:
+def _write_boundary(table: CountTable, folder: Path, *, metric: str) -> dict[str, float]:
     """Keep the counts; the scores, in per cent, under names that tell the protocol where it is not the default one."""
-    table = boundary.table()
     write_counts(folder / "boundary.parquet", table)
     if not table.images:
         return {metric: math.nan}
     found, protocol = table.scores(), metric.removeprefix("odsF")
     percent = {metric: found.odsF, f"oisF{protocol}": found.oisF, f"AP{protocol}": found.AP}
     return {name: 100 * value for name, value in percent.items()} | {f"threshold{protocol}": found.threshold}
-
-
-class _Score(NamedTuple):
-    metrics: dict[str, dict[str, float]]
-    gates: dict[str, NDArray[np.float64]]
 
 
 class _Scorer(NamedTuple):
@@ -174,33 +191,33 @@ class _Scorer(NamedTuple):
         """Of the student, where all else is brought."""
         return next(self.student.parameters()).device
 
-    def score(self, rows: Sequence[int], /, *, batch: int, label: str, boundary: HeldOut | None) -> _Score:
-        """Metrics over rows, and the mean mixing weights (level, expert) of each task."""
+    def score(
+        self,
+        batches: Sequence[Sequence[int]],
+        sums: ScoreSums,
+        /,
+        *,
+        label: str,
+        boundary: HeldOut | None,
+        own_size: OwnSize | None,
+    ) -> None:
+        """Count batches of rows: metrics, the teachers' loss, what routers mixed with, and boundaries."""
         tasks = tuple(self.student.spec.tasks)
-        metrics = TaskMetrics(self.view_set.spec.dataset, tasks) if tasks else None
-        feature = 0.0
-        gates: dict[str, NDArray[np.float64]] = {}
         with torch.inference_mode(), progress_bar("images") as bar:
-            shown = bar.add_task(label, total=len(rows), note="")
-            for start in range(0, len(rows), batch):
-                chunk = rows[start : start + batch]
-                pixels, labels = to_tensors(load_samples(self.view_set, chunk, tasks=tasks))
+            shown = bar.add_task(label, total=sum(map(len, batches)), note="")
+            for chunk in batches:
+                pixels, labels = to_tensors(load_samples(self.view_set, chunk, tasks=() if own_size else tasks))
                 output, loss = self._forward(chunk, pixels.to(self.device))
-                feature += loss * len(chunk)
-                if metrics:
-                    metrics.update(output.tasks, {task: value.to(self.device) for task, value in labels.items()})
-                if boundary:
-                    bytes_B1HW = (output.tasks["edge"].float().sigmoid() * 255).to(torch.uint8)
-                    maps_BHW = bytes_B1HW[:, 0].cpu().numpy()
-                    boundary.add(chunk, prediction_BHW=maps_BHW, labels_BHW=labels["edge"][:, 0].numpy())
-                for task, levels in output.gates.items():
-                    summed = torch.stack([level.double().sum(0) for level in levels]).cpu().numpy()
-                    gates[task] = gates.get(task, 0.0) + summed
+                sums.count(len(chunk), loss=loss, gates=output.gates)
+                parts = own_size.scored(chunk, output.tasks) if own_size else [Scored(chunk, output.tasks, labels)]
+                for rows, logits, truth in parts:
+                    if sums.metrics:
+                        sums.metrics.update(logits, {task: value.to(self.device) for task, value in truth.items()})
+                    if boundary:
+                        bytes_B1HW = (logits["edge"].float().sigmoid() * 255).to(torch.uint8)
+                        maps_BHW = bytes_B1HW[:, 0].cpu().numpy()
+                        boundary.add(rows, prediction_BHW=maps_BHW, labels_BHW=truth["edge"][:, 0].numpy())
                 bar.advance(shown, len(chunk))
-        scored = metrics.compute() if metrics else {}
-        if self.targets is not None:
-            scored["distill"] = {"loss": feature / len(rows)}
-        return _Score(scored, {task: total / len(rows) for task, total in gates.items()})
 
     def gallery(self, rows: Sequence[int], /) -> dict[str, Array]:
         """Arrays of the report's pictures: ``image key label/<task> pred/<task> teacher|student/<teacher>/<level>``."""

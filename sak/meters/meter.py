@@ -9,6 +9,7 @@ Legend: 1 one image, C channels, H W image rows and columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -16,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sak.exact import rounded
 from sak.tasks import TaskSpec
 
 __all__ = ["Meter", "Sums", "ratio", "share"]
 
-Sums = Mapping[str, NDArray[np.int64]]
-"""Named sums of a task: counts, and exact numbers with ``sak.exact.DIGITS`` last."""
+Sums = Mapping[str, NDArray[np.generic]]
+"""Named sums of a task over all images: counts in int64, and float64."""
 
 
 class Meter(NamedTuple):
@@ -46,6 +46,6 @@ def ratio(numerator: NDArray[np.generic], denominator: NDArray[np.generic], /) -
 
 
 def share(sums: Sums, name: str, /, *, of: str) -> float:
-    """An exact number over a count, not a number where the count is 0."""
+    """A sum over a count, not a number where the count is 0."""
     count = int(sums[of])
-    return float(rounded(sums[name])) / count if count else float("nan")
+    return float(sums[name]) / count if count else math.nan

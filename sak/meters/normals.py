@@ -53,7 +53,7 @@ def _score(sums: Sums, _task: TaskSpec, _absent: str) -> dict[str, float]:
     }
 
 
-def _median(histogram: NDArray[np.int64]) -> float:
+def _median(histogram: NDArray[np.generic]) -> float:
     """The mean of the bins' middles that hold the two middle pixels, which are one if their number is odd."""
     upto = np.cumsum(histogram)
     if not upto[-1]:

@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from sak.exact import rounded
 from sak.meters.meter import Meter, Sums
 from sak.meters.thresholds import counts_at, max_f
 from sak.tasks import IGNORE, TaskSpec
@@ -31,7 +30,7 @@ def _tally(logits_12HW: Tensor, label_11HW: Tensor, _task: TaskSpec) -> dict[str
 
 def _score(sums: Sums, _task: TaskSpec, _absent: str) -> dict[str, float]:
     images = int(sums["images"])
-    miou = 100 * float(rounded(sums["iou"]).max()) / images if images else math.nan
+    miou = 100 * float(sums["iou"].max()) / images if images else math.nan
     return {"maxF": max_f(sums, beta2=_BETA2), "mIoU": miou}
 
 
