@@ -192,9 +192,19 @@ def finetune(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None)
 
 @app.command(name="eval", epilog="Example:  sak eval workflows/quickstart.yaml --run sak")
 def evaluate(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
-    """Score finished students, alone, on held-out images: every task's metric, router weights, pictures."""
+    """Score finished students, alone, on held-out images, and print every metric of every task, class by class.
+
+    On N GPUs: torchrun --nproc_per_node=N --no-python sak eval RECIPE; the result is the same (docs/evaluation.md).
+    """
     with _ranks() as ranks, _made_by("run", recipe, overrides):
-        _stages(("eval",), _load(recipe, overrides), only, ranks)
+        loaded = _load(recipe, overrides)
+        _stages(("eval",), loaded, only, ranks)
+        if ranks is None or ranks.first:
+            from pipeline.runs import scored
+            from pipeline.scores import score_tables
+
+            for table in score_tables(scored(loaded, only or [])):
+                print_table(table)
 
 
 app.command(
@@ -213,13 +223,15 @@ def report(
 ) -> None:
     """Print the results table of finished runs and write one self-contained HTML page."""
     loaded = _load(recipe, overrides)
-    from pipeline.results import results_table
+    from pipeline.results import delta_notes, results_table
     from pipeline.stages.report import report as write
 
     path = out or loaded.out / "report.html"
     with _made_by("run", recipe, overrides):
         results = write(loaded, path)
     print_table(results_table(results))
+    for note in delta_notes(loaded, results):
+        print(note)
     print(f"report: {path}")
 
 

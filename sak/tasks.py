@@ -128,6 +128,7 @@ METRICS: Mapping[str, MetricSpec] = MappingProxyType(
         spec.name: spec
         for spec in (
             MetricSpec(name="mIoU", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="IoU", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="maxF", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="odsF", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="odsF-invpt", higher_is_better=True, unit="%", decimals=2),
