@@ -44,6 +44,12 @@ def test_300270_steps_of_128_as_published(name: str) -> None:
     assert rate(10_009) == pytest.approx((1e-3 + 1.25e-7) / 2)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_delta_m_is_against_the_single_task_networks_of_the_students_size(name: str) -> None:
+    student = name.split("_")[1][1]
+    assert recipe_of(name).baselines == {"b": ("paper-vitb",), "s": (), "l": ("paper-vitl",)}[student]
+
+
 def test_stage_2_is_40000_steps_of_4() -> None:
     """32 epochs of PASCAL-Context, 202 of NYUD-v2, as published."""
     for name, images, epochs in (("sak_bb_pascal", 4_998, 32.0), ("sak_bb_nyud", 795, 201.3)):
