@@ -210,7 +210,8 @@ def router_table(seeds: Seeds, name: str) -> Iterator[str]:
 def picture(seeds: Seeds) -> str:
     """A heat map for each layout and routed run: a row a task, a column an expert; the fitting teacher is framed."""
     side, left, top, gap, line = 62, 92, 66, 34, 26
-    parts, x, tallest = [], 12, 0
+    parts: list[str] = []
+    x, tallest = 12, 0
     for name, title in ROUTED.items():
         y = 0
         for layout in LAYOUTS:
