@@ -106,7 +106,7 @@ def of_layout(seeds: Seeds, layout: str) -> list[dict[str, Done]]:
 
 
 def with_oracle(runs: dict[str, Done], single: Sequence[Done]) -> dict[str, Done]:
-    """The runs and, beside the frozen teachers, the best of them for each task, chosen by the scores as in the paper."""
+    """The runs and, beside the frozen teachers, the best of them for each task, by its scores as in the paper."""
     metrics = {}
     for task in shown_tasks([done.result for done in single]):
         best = max if task.higher_is_better else min
