@@ -42,6 +42,7 @@ FITTING = {
     "edge": "boundary",
     "sal": "boundary",
 }
+TEACHERS = tuple(dict.fromkeys(FITTING.values()))
 ROUTED = {"sak": "distilled", "untaught": "same network, no teacher"}
 
 
@@ -100,8 +101,8 @@ def of_layout(seeds: Seeds, layout: str) -> list[dict[str, Done]]:
     found = []
     for seed in seeds:
         runs = {name.removesuffix(f"-{layout}"): done for name, done in seed.items() if name.endswith(f"-{layout}")}
-        single = [done for name, done in runs.items() if name.startswith("frozen-") and name != "frozen-all"]
-        found.append(with_oracle(runs, single) if len(single) == 3 else runs)
+        single = [runs[f"frozen-{teacher}"] for teacher in TEACHERS if f"frozen-{teacher}" in runs]
+        found.append(with_oracle(runs, single) if len(single) == len(TEACHERS) else runs)
     return found
 
 
