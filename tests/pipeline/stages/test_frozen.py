@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import RecipeError
+from pipeline.errors import PipelineError, RecipeError
 from pipeline.identity import evaluate_dir, finetune_dir
 from pipeline.loader import load_samples
 from pipeline.needs import needs
@@ -21,6 +21,7 @@ from pipeline.runs import substudies
 from pipeline.stagedir import read_json
 from pipeline.stages import finetune as module
 from pipeline.stages.evaluate import trained_student
+from pipeline.stages.export import export
 from pipeline.stages.report import report
 from pipeline.targets import target_source
 from pipeline.tensors import to_tensors
@@ -170,3 +171,12 @@ def test_one_network_a_task_reads_the_same_columns(finished: Finished, tmp_path:
     (plan,) = frozen(finished, tmp_path, "finetune.tasks=[depth]", "finetune.steps=1").runs
     apart = plan._replace(split_tasks=True)
     assert [(label, study) for label, study in substudies(apart)] == [("sak/depth", plan.study)]
+
+
+def test_its_heads_can_be_exported_and_a_stem_cannot(finished: Finished, tmp_path: Path) -> None:
+    recipe = frozen(finished, tmp_path, "finetune.tasks=[depth]", "finetune.steps=1")
+    run_stages(recipe, ["finetune"])
+    study = recipe.runs[0].study
+    assert export(study, tmp_path, tmp_path / "heads.safetensors", what="student", dtype="fp16") > 0
+    with pytest.raises(PipelineError, match=r"trains heads alone and has none; export student$"):
+        export(study, tmp_path, tmp_path / "stem.safetensors", what="stem", dtype="fp16")
