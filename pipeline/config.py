@@ -290,6 +290,8 @@ class Study:
             raise ValueError(
                 "distill.crops: fresh stores no views, so data.distill.views and on_error mean nothing; drop them"
             )
+        if self.student.paths == "frozen":
+            self._check_frozen()
         if self.finetune and not self.data.finetune:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
         if self.eval.held_out_loss == "never" and self.data.eval and self.distill and not self.finetune:
@@ -306,6 +308,17 @@ class Study:
                     f"data.eval.source and data.{stage}.source are the same images ({data.source.name}, split"
                     f" {data.source.split}), but scores need held-out ones; give eval another split, root or seed"
                 )
+
+    def _check_frozen(self) -> None:
+        if self.distill is not None:
+            raise ValueError("student.paths: frozen teachers learn nothing in stage 1; set distill to null")
+        if not self.student_teachers:
+            raise ValueError("student.paths: frozen needs at least one teacher under teachers:")
+        if self.finetune and self.finetune.alpha != 0:
+            raise ValueError(
+                "student.paths: frozen teachers have nothing to align to teachers; set finetune.alpha to 0, or paths"
+                " to adapters or none"
+            )
 
     def _check_teacher_keys(self) -> None:
         known = self.student_teachers
@@ -360,14 +373,17 @@ class Study:
 
     @property
     def final_targets(self) -> Targets | None:
-        """Where the last stage's teacher loss takes its targets; ``None`` when it has none: nothing stays aligned."""
+        """Where the last stage takes the teachers' maps, for its loss or to read them; ``None`` when it has none."""
         if self.finetune is None:
             return self.distill.targets if self.distill else None
-        return self.finetune.targets if self.finetune.alpha > 0 and self.student_teachers else None
+        asked = self.finetune.alpha > 0 or self.student.paths == "frozen"
+        return self.finetune.targets if asked and self.student_teachers else None
 
     @property
     def scored_targets(self) -> Targets | None:
         """Where scoring takes targets, likewise; live teachers only where asked for, or with nothing else to score."""
         wanted, kind = self.eval.held_out_loss, self.final_targets
+        if self.student.paths == "frozen":  # which reads maps to predict from
+            return kind
         spared = kind == "online" and wanted == "auto" and self.finetune is not None
         return None if spared or wanted == "never" else kind

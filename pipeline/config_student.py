@@ -42,6 +42,8 @@ class StudentConfig:
 
     ``teachers`` picks a subset of the recipe's teachers; ``None`` takes all of them. ``paths: none`` is the plain
     single-path student. ``aligners: null`` adds linear aligners exactly when a teacher's width differs.
+    ``paths: frozen`` is no student at all: stage 2 trains heads on the teachers' maps themselves, as they are stored,
+    with the width of a student's heads; nothing else here then matters.
 
     ``mean`` and ``std`` are what pixels are normalised with; ``normalization`` names them in their place: ``imagenet``
     (as published, whatever the stem was trained with), the stem's ``native`` ones, or ``half`` (to -1..1).
@@ -58,7 +60,7 @@ class StudentConfig:
     pretrained: bool = False
     levels: tuple[int, ...] = ()
     teachers: tuple[str, ...] | None = None
-    paths: Literal["adapters", "none"] = "adapters"
+    paths: Literal["adapters", "none", "frozen"] = "adapters"
     down_ratio: int = 4
     aligners: bool | None = None
     router: Literal["mor", "none"] = "mor"

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.boundary.counts import COUNTING
-from pipeline.config import EvalConfig, Study
+from pipeline.config import EvalConfig, StudentConfig, Study
 from pipeline.errors import PipelineError
 from pipeline.loop import TRAINING
 from pipeline.stagedir import StageDir
 from pipeline.students import student_identity
 from pipeline.targets import study_columns, teacher_specs
 from pipeline.viewsets import view_set_spec
+from sak.student.stem import stem_width
 from sak.teachers.identity import teacher_identity
 from store.spec import ViewSetSpec
 
@@ -85,7 +86,7 @@ def finetune_dir(study: Study, out: Path, /) -> StageDir:
         "teachers": list(study.student_teachers) if has_teachers else [],
         "targets": target_identity(study, view_set, kind=config.targets) if study.final_targets else None,
         "stage1": distill_dir(study, out).fingerprint if study.distill else None,
-        "student": _shaping(study.student) | student_identity(study.student),
+        "student": _network(study.student),
         "finetune": _shaping(config),
     }
     return StageDir.of(out, "finetune", inputs=inputs)
@@ -109,6 +110,13 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
         "eval": _scored_by(study.eval),
     }
     return StageDir.of(out, "eval", inputs=inputs)
+
+
+def _network(config: StudentConfig) -> dict[str, object]:
+    """What stage 2 trains; heads on frozen maps depend on no more of a student than on the width of its heads."""
+    if config.paths == "frozen":
+        return {"paths": "frozen", "width": stem_width(config.stem, overrides=config.overrides)}
+    return _shaping(config) | student_identity(config)
 
 
 def _scored_by(config: EvalConfig) -> dict[str, object]:

@@ -143,6 +143,8 @@ def _students(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
     path = study.student.checkpoint
     if path and not Path(path).is_file():
         yield f"student.checkpoint: expected a file, found none at {path}; check the path"
+    if study.student.paths == "frozen":
+        return  # its heads are made for whatever maps there are
     for size in sorted({*study.trained_sizes}):
         yield from _trial(partial(_build, study, size), key="student:")
 

@@ -12,12 +12,21 @@ from torch import Tensor, nn
 from pipeline.config import StudentConfig
 from pipeline.tracking import CONSOLE
 from sak.spec import StudentSpec
+from sak.student.frozen import FrozenTeachers, build_frozen
 from sak.student.lora import add_lora
 from sak.student.model import Student, build_student
 from sak.student.stem import stem_width
 from sak.weights import sha256_file
 
-__all__ = ["STAGE1_PARTS", "Normalise", "limit_training", "make_student", "student_identity", "student_spec"]
+__all__ = [
+    "STAGE1_PARTS",
+    "Normalise",
+    "limit_training",
+    "make_frozen",
+    "make_student",
+    "student_identity",
+    "student_spec",
+]
 
 STAGE1_PARTS = ("stem.", "paths.", "norms.", "aligners.")
 """What stage 1 trains and stage 2 goes on with."""
@@ -56,7 +65,7 @@ def student_spec(
     """
     own = stem_width(config.stem, overrides=config.overrides)
     full = {name: levels or (own,) * 4 for name, levels in widths.items()}
-    aligned = any(widths.values())
+    aligned = any(widths.values()) and config.paths != "frozen"
     needed = any(width != own for levels in full.values() for width in levels)
     return StudentSpec(
         stem=config.stem,
@@ -84,6 +93,13 @@ def make_student(config: StudentConfig, spec: StudentSpec, /, *, seed: int, load
         CONSOLE.print(f"student: stem from {checkpoint}: {student.start.summary()}")
     student.checkpointing = config.checkpointing
     return student
+
+
+def make_frozen(spec: StudentSpec, /, *, seed: int) -> FrozenTeachers:
+    """Heads on frozen maps, with weights that are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_frozen(spec)
 
 
 def limit_training(student: Student, config: StudentConfig, /, *, stage: Literal[1, 2], seed: int) -> None:

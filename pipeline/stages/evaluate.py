@@ -36,6 +36,7 @@ from pipeline.viewsets import complete_views
 from sak.losses.distill import distill_loss
 from sak.metrics import TaskMetrics
 from sak.spec import StudentSpec
+from sak.student.frozen import FrozenTeachers, build_frozen
 from sak.student.model import Student, StudentOutput, build_student
 from sak.weights import load_strict, load_weights
 from store.viewset import ViewSet
@@ -90,7 +91,7 @@ def evaluate(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
         if not ranks.first:
             return stage
         metrics = sums.metrics.compute() if sums.metrics else {}
-        if targets is not None:
+        if targets is not None and isinstance(student, Student):
             metrics["distill"] = {"loss": sums.loss()}
         if boundary and table:
             metrics["edge"] |= _write_boundary(table, stage.path, metric=study.eval.boundary)
@@ -103,12 +104,12 @@ def evaluate(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     return stage
 
 
-def _task_metrics(study: Study, view_set: ViewSet, student: Student) -> TaskMetrics | None:
+def _task_metrics(study: Study, view_set: ViewSet, student: Student | FrozenTeachers) -> TaskMetrics | None:
     tasks, absent = tuple(student.spec.tasks), study.eval.absent_classes
     return TaskMetrics(view_set.spec.dataset, tasks, absent=absent) if tasks else None
 
 
-def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Student, dict[str, object]]:
+def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Student | FrozenTeachers, dict[str, object]]:
     """The network of a finished stage, in eval mode, and the stage's record.
 
     Raises:
@@ -119,7 +120,8 @@ def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Studen
         raise NotDoneError(f"{stage.path}: this stage is not done")
     record = stage.record()
     assert isinstance(record["spec"], dict)
-    student = build_student(StudentSpec.from_dict(record["spec"]))
+    spec = StudentSpec.from_dict(record["spec"])
+    student = build_frozen(spec) if spec.paths == "frozen" else build_student(spec)
     path = stage.path / "student.safetensors"
     load_strict(student, load_weights(path), where=str(path))
     return student.to(device).eval(), record
@@ -155,7 +157,7 @@ def _decode(task: str, logits_BCHW: Tensor) -> Array:
 
 
 def _boundary(
-    study: Study, view_set: ViewSet, student: Student, ranks: Ranks
+    study: Study, view_set: ViewSet, student: Student | FrozenTeachers, ranks: Ranks
 ) -> AbstractContextManager[HeldOut | None]:
     """Where boundaries are counted, if the recipe asks for odsF and the network predicts any."""
     data, metric = study.data.eval, study.eval.boundary
@@ -177,9 +179,9 @@ def _write_boundary(table: CountTable, folder: Path, *, metric: str) -> dict[str
 
 
 class _Scorer(NamedTuple):
-    """A trained student over a view set, with targets where it is still aligned to teachers."""
+    """A trained student over a view set, with targets where it is aligned to teachers still, or reads their maps."""
 
-    student: Student
+    student: Student | FrozenTeachers
     normalise: Normalise
     view_set: ViewSet
     targets: TargetSource | None
@@ -232,12 +234,15 @@ class _Scorer(NamedTuple):
         with torch.inference_mode():
             output, _ = self._forward(rows, pixels)
             found |= {f"pred/{task}": maps for task, maps in decode_predictions(output.tasks).items()}
-            if self.targets is not None:
+            if self.targets is not None and output.aligned:
                 wanted = self._wanted(self.targets, rows, pixels)
                 found |= _named_maps("teacher", wanted) | _named_maps("student", output.aligned)
         return found
 
     def _forward(self, rows: Sequence[int], pixels: Tensor) -> tuple[StudentOutput, float]:
+        if isinstance(self.student, FrozenTeachers):
+            assert self.targets is not None
+            return self.student(self._wanted(self.targets, rows, pixels)), 0.0
         output = self.student(self.normalise(pixels), with_aligned=self.targets is not None)
         if self.targets is None:
             return output, 0.0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import FinetuneConfig, Study
 from pipeline.distributed import ALONE, Ranks
@@ -20,7 +20,7 @@ from pipeline.runtime import pick_device, seed_everything
 from pipeline.split import Split
 from pipeline.stagedir import StageDir
 from pipeline.standards import Standards, read_standards
-from pipeline.students import STAGE1_PARTS, Normalise, limit_training, make_student, student_spec
+from pipeline.students import STAGE1_PARTS, Normalise, limit_training, make_frozen, make_student, student_spec
 from pipeline.targets import TargetSource, target_source
 from pipeline.tracking import CONSOLE
 from pipeline.trainer import TrainPlan
@@ -30,6 +30,7 @@ from pipeline.viewsets import complete_views, view_size
 from sak.losses.distill import distill_loss, distill_measures
 from sak.losses.tasks import task_losses
 from sak.spec import StudentSpec
+from sak.student.frozen import FrozenTeachers
 from sak.student.model import Student, StudentOutput, load_stage1, parameter_counts
 from sak.tasks import dataset_spec
 from sak.weights import load_weights, save_weights
@@ -60,7 +61,8 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     tasks = tasks_of(study, view_set)
     targets = target_source(study, view_set, kind=config.targets, device=device) if study.final_targets else None
     student, spec = _student(study, out, view_set, tasks, targets)
-    limit_training(student, study.student, stage=2, seed=study.seed)
+    if isinstance(student, Student):
+        limit_training(student, study.student, stage=2, seed=study.seed)
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed + 1, tasks=tasks, targets=targets, device=device)
     steps = steps_of(config.steps, config.epochs, images=view_set.spec.images, batch=config.batch)
@@ -109,7 +111,7 @@ def tasks_of(study: Study, view_set: ViewSet, /) -> tuple[str, ...]:
 
 def _student(
     study: Study, out: Path, view_set: ViewSet, tasks: tuple[str, ...], targets: TargetSource | None
-) -> tuple[Student, StudentSpec]:
+) -> tuple[Student | FrozenTeachers, StudentSpec]:
     """The stage-2 network, started from stage 1 when the study has one.
 
     Without a teacher loss in stage 2 nothing aligns to teachers any more: adapter paths stay, aligners go, and a plain
@@ -124,6 +126,8 @@ def _student(
     channels = {task: dataset_spec(view_set.spec.dataset).tasks[task].channels for task in tasks}
     size = view_size(view_set.spec)
     spec = student_spec(study.student, image_size=size, widths=widths, tasks=channels)
+    if spec.paths == "frozen":
+        return make_frozen(spec, seed=study.seed), spec
     student = make_student(study.student, spec, seed=study.seed, load_stem=study.distill is None)
     if study.distill:
         stage1 = distill_dir(study, out)
@@ -153,7 +157,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 class _Losses(NamedTuple):
     """Task losses, plus alpha times the teachers' loss where the study asks for it."""
 
-    student: Student
+    student: Student | FrozenTeachers
     forward: Callable[..., StudentOutput]
     normalise: Normalise
     config: FinetuneConfig
@@ -163,14 +167,19 @@ class _Losses(NamedTuple):
     ranks: Ranks
 
     def __call__(self, batch: Batch, /) -> Mapping[str, Tensor]:
-        output = self.forward(self.normalise(batch.pixels), with_aligned=self.targets is not None, share=batch.share)
+        if isinstance(self.student, FrozenTeachers):
+            assert self.targets is not None
+            output = self.forward(self.targets.targets(batch.encoded, batch.pixels))
+        else:
+            aligned = self.targets is not None
+            output = self.forward(self.normalise(batch.pixels), with_aligned=aligned, share=batch.share)
         shares = task_losses(self.dataset, output.tasks, batch.labels, total=self.ranks.total)
         # Shares add up to the batch's loss; training takes means over ranks.
         named = {name: value * self.ranks.world for name, value in shares.items()}
         if batch.watched:
             gates = gate_weights(output.gates, teachers=tuple(self.student.paths))
             named |= {**gates, **adapter_scales(self.student)}
-        if self.targets is None:
+        if self.targets is None or not output.aligned:
             return named
         wanted = self.standards(self.targets.targets(batch.encoded, batch.pixels))
         config, weights = self.config, loss_weights(self.config)
@@ -182,7 +191,7 @@ class _Losses(NamedTuple):
         return {**named, "distill": feature, "total": named["total"] + config.alpha * feature}
 
 
-def _plan(study: Study, config: FinetuneConfig, student: Student, *, split: Split, steps: int) -> TrainPlan:
+def _plan(study: Study, config: FinetuneConfig, student: nn.Module, *, split: Split, steps: int) -> TrainPlan:
     named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
     old = [parameter for name, parameter in named if name.startswith(STAGE1_PARTS)]
     new = [parameter for name, parameter in named if not name.startswith(STAGE1_PARTS)]

@@ -211,14 +211,16 @@ def load_stage1(
     return load_strict(student, adapted, where=where, drop=drop, keep=("routers.", "heads."))
 
 
-def parameter_counts(student: Student, /) -> dict[str, int]:
-    """Parameters per part (``stem paths norms aligners routers heads``) and ``total``."""
+def parameter_counts(student: nn.Module, /) -> dict[str, int]:
+    """Parameters per part (a student's are ``stem paths norms aligners routers heads``) and ``total``."""
     parts: dict[str, nn.Module] = dict(student.named_children())
     counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
     return counts | {"total": sum(counts.values())}
 
 
 def _check(spec: StudentSpec, *, width: int, depth: int, levels: tuple[int, ...]) -> None:
+    if spec.paths == "frozen":
+        raise SakError("paths: expected a student with a stem, got 'frozen'; sak.student.frozen builds it")
     if levels[-1] >= depth:
         raise SakError(f"levels: expected blocks below {depth}, the depth of {spec.stem}, got {levels}; lower them")
     wrong = {name: got for name, got in spec.teacher_widths.items() if set(spec.level_widths(name)) != {width}}
