@@ -244,8 +244,8 @@ REFUSED = {
     "distill={steps: 1, compile: max-autotune, accumulate: 2}": "or distill.accumulate to 1",
     "student={normalization: half, mean: [0.1, 0.2, 0.3]}": "student.mean: normalization: half brings its own",
     "student={freeze: stem, lora: {}}": "student.freeze: lora keeps the stem's own weights already",
-    "student.lora={rank: 0}": "student.lora.rank must be greater than 0",
-    "student.lora={layers: []}": "student.lora.layers: expected one or more of qkv, proj, fc1, fc2",
+    "student.lora={rank: 0}": "student.lora: lora.rank must be greater than 0",
+    "student.lora={layers: []}": "student.lora: lora.layers: expected one or more of qkv, proj, fc1, fc2",
     "student.lora={layers: [head]}": "student.lora.layers",
 }
 

@@ -55,12 +55,12 @@ def test_stopped_and_resumed_equals_uninterrupted(
     for call in stopped:
         count = 0
 
-        def counted(*arguments: Any, total: Any, call: int = call) -> Any:
+        def counted(*arguments: Any, call: int = call, **keywords: Any) -> Any:
             nonlocal count
             count += 1
             if count == call:
                 raise _Stop
-            return real(*arguments, total=total)
+            return real(*arguments, **keywords)
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "task_losses", counted)
