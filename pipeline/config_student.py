@@ -46,7 +46,7 @@ class StudentConfig:
     ``mean`` and ``std`` are what pixels are normalised with; ``normalization`` names them in their place: ``imagenet``
     (as published, whatever the stem was trained with), the stem's ``native`` ones, or ``half`` (to -1..1).
 
-    ``head: light`` fuses levels at the token grid and not at a quarter of the image: a fifteenth of the arithmetic.
+    ``head: light`` fuses levels at the token grid and not at a quarter of the image: a fourteenth of the arithmetic.
 
     ``freeze: stem`` keeps the stem's weights in both stages; ``distilled`` keeps in stage 2 all that stage 1 trained,
     so that routers and heads alone learn. ``lora`` trains low-rank updates of the stem in stage 1 in place of the stem,

@@ -1,6 +1,6 @@
 """Dense heads: four levels of tokens to logits at image size.
 
-Legend: B batch, N patch tokens, C stem width, D head width, K output channels, H W image, h w a quarter of it, y x the
+Legend: B batch, N patch tokens, C stem width, K output channels, H W image, h w a quarter of it, y x the
 token grid.
 """
 
@@ -50,11 +50,10 @@ class Head(nn.Module):
 
 
 class LightHead(nn.Module):
-    """A head that fuses the levels where they are, at the token grid, and refines half as many channels per pixel.
+    """The published head with its 3x3 convolution at the token grid, and a depthwise one at a quarter of the image.
 
-    Ours: a vision transformer has nothing finer than its tokens, so the published 3x3 convolution at a quarter of the
-    image works on maps that are smooth there. Here it is at the grid, and a depthwise one and a 1x1 one follow at the
-    quarter. Cost and quality: docs/studies/heads.md.
+    Ours: a vision transformer has nothing finer than its tokens, so at the quarter the published convolution works on
+    maps that are smooth. Cost and quality: docs/studies/heads.md.
     """
 
     def __init__(self, width: int, *, channels: int, levels: int = 4) -> None:
@@ -65,24 +64,21 @@ class LightHead(nn.Module):
         """
         super().__init__()
         self.reduce = _reductions(width, levels=levels)
-        inner = width // 2
-        self.fuse = nn.Conv2d(width, inner, kernel_size=3, padding=1)
-        self.norm = nn.BatchNorm2d(inner)
+        self.fuse = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
         self.act = nn.GELU()
-        self.smooth = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
-        self.mix = nn.Conv2d(inner, inner, kernel_size=1)
-        self.fine_norm = nn.BatchNorm2d(inner)
-        self.classify = nn.Conv2d(inner, channels, kernel_size=1)
+        self.refine = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+        self.fine_norm = nn.BatchNorm2d(width)
+        self.classify = nn.Conv2d(width, channels, kernel_size=1)
 
     def forward(self, levels_BNC: list[Tensor], grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
         """Predict.
 
         Shapes: four of ``(B, N, C)`` → ``(B, K, H, W)``.
         """
-        fused_BDyx = self.act(self.norm(self.fuse(_joined(self.reduce, levels_BNC, grid))))
-        fine_BDhw = resize_map(fused_BDyx, _quarter(image_size))
-        fine_BDhw = self.act(self.fine_norm(self.mix(self.smooth(fine_BDhw))))
-        logits_BKhw: Tensor = self.classify(fine_BDhw)
+        fused_BCyx = self.act(self.norm(self.fuse(_joined(self.reduce, levels_BNC, grid))))
+        fine_BChw = self.refine(resize_map(fused_BCyx, _quarter(image_size)))
+        logits_BKhw: Tensor = self.classify(self.act(self.fine_norm(fine_BChw)))
         return resize_map(logits_BKhw, image_size)
 
 
