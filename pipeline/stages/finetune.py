@@ -130,7 +130,8 @@ def _options(study: Study, config: FinetuneConfig, /) -> str:
     told += [f"{study.student.head} heads"] * (study.student.head != "published")
     told += [f"{config.weighting} weights"] * (config.weighting != "fixed")
     told += [f"weight of {task} {weight:g}" for task, weight in config.task_weights.items()]
-    told += [f"lr x{factor:g} of {part}" for part, factor in _factors(config).items() if factor != 1]
+    scaled = [f"{part} x {factor:g}" for part, factor in _factors(config).items() if factor != 1]
+    told += [f"rates of {', '.join(scaled)}"] if scaled else []
     told += [f"LoRA of rank {config.lora.rank}"] if config.lora else []
     if study.student.freeze != "none":
         told.append(f"frozen: {study.student.freeze}")
