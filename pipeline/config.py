@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.config_checks import (
     average_decay,
     fraction,
+    fresh_views,
     live_crops,
     not_negative,
     one_length,
@@ -28,6 +29,7 @@ from pipeline.config_eval import EvalConfig
 from pipeline.config_loader import LoaderConfig
 from pipeline.config_losses import CompileMode, FeatureLossConfig
 from pipeline.config_student import LoraConfig, StudentConfig
+from pipeline.config_tasks import TaskTrainingConfig
 from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Precision, Size, TeacherConfig
 from pipeline.config_track import TrackConfig
 from pipeline.views import ViewSpec
@@ -194,14 +196,15 @@ class DistillConfig(FeatureLossConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class FinetuneConfig(FeatureLossConfig):
+class FinetuneConfig(TaskTrainingConfig):
     """Stage 2. The defaults are the paper's; ``tasks`` empty means every task of the data set.
 
     ``warmup``, ``start_lr`` and ``end_lr`` belong to the cosine schedule; poly falls from ``lr`` to 0 by ``power``.
 
     ``alpha`` weighs the cached (or online) teacher loss; at 0 no teacher features are read. ``stem_lr_scale``
-    multiplies the rate of everything that stage 1 trained. ``batch``, ``ema``, ``compile`` and ``fused`` are as in
-    stage 1; there are no micro-batches, because the heads' batch normalisation needs the whole batch.
+    multiplies the rate of everything that stage 1 trained, where ``lr_scales`` says nothing of it. ``batch``, ``ema``,
+    ``compile`` and ``fused`` are as in stage 1; there are no micro-batches, because the heads' batch normalisation
+    needs the whole batch.
     """
 
     steps: int | None = None
@@ -227,6 +230,7 @@ class FinetuneConfig(FeatureLossConfig):
     def __post_init__(self) -> None:
         self.check_loss("finetune")
         self.settle_compile("finetune", self.compile)
+        self.check_tasks(compile_=self.compile, precision=self.precision)
         one_length("finetune", self.steps, self.epochs)
         average_decay("finetune", self.ema)
         positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
@@ -286,14 +290,15 @@ class Study:
             raise ValueError("distill needs data.distill: which images, which views")
         if self.distill and not self.student_teachers:
             raise ValueError("distill needs at least one teacher under teachers:")
-        if self.distill and self.distill.crops == "fresh" and self.data.distill != self.fresh_data:
-            raise ValueError(
-                "distill.crops: fresh stores no views, so data.distill.views and on_error mean nothing; drop them"
-            )
+        if self.distill and self.data.distill and self.distill.crops == "fresh":
+            fresh_views("distill", views=self.data.distill.views, on_error=self.data.distill.on_error)
         if self.student.paths == "frozen":
             self._check_frozen()
         if self.finetune and not self.data.finetune:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
+        if self.finetune and self.data.finetune:
+            data, cached = self.data.finetune, self.final_targets == "cached"
+            self.finetune.check_stage(self.student, cached=cached, views=data.views, on_error=data.on_error)
         if self.eval.held_out_loss == "never" and self.data.eval and self.distill and not self.finetune:
             raise ValueError("eval.held_out_loss: never leaves nothing to score where there is no stage 2; drop it")
         if self.eval.resolution == "image" and self.data.eval and self.data.eval.view.kind != "full":
@@ -302,11 +307,11 @@ class Study:
                 " views are at the image's own size already, and others show only a part of it"
             )
         self._check_teacher_keys()
-        for stage, data in (("distill", self.data.distill), ("finetune", self.data.finetune)):
-            if getattr(self, stage) and data and self.data.eval and data.source.overlaps(self.data.eval.source):
+        for stage, used in (("distill", self.data.distill), ("finetune", self.data.finetune)):
+            if getattr(self, stage) and used and self.data.eval and used.source.overlaps(self.data.eval.source):
                 raise ValueError(
-                    f"data.eval.source and data.{stage}.source are the same images ({data.source.name}, split"
-                    f" {data.source.split}), but scores need held-out ones; give eval another split, root or seed"
+                    f"data.eval.source and data.{stage}.source are the same images ({used.source.name}, split"
+                    f" {used.source.split}), but scores need held-out ones; give eval another split, root or seed"
                 )
 
     def _check_frozen(self) -> None:
@@ -318,6 +323,11 @@ class Study:
             raise ValueError(
                 "student.paths: frozen teachers have nothing to align to teachers; set finetune.alpha to 0, or paths"
                 " to adapters or none"
+            )
+        if self.finetune and (self.finetune.lora or self.finetune.weighting == "gradnorm"):
+            raise ValueError(
+                "student.paths: frozen teachers share no trained weights between tasks; drop finetune.lora, and set"
+                " finetune.weighting to fixed or uncertainty"
             )
 
     def _check_teacher_keys(self) -> None:
@@ -335,12 +345,6 @@ class Study:
             object.__setattr__(self, "distill", dataclasses.replace(self.distill, teachers_per_step="all"))
         if self.student.lora is not None and not self.distill:
             raise ValueError("student.lora: it is of stage 1, and there is no distill; drop one or give the other")
-
-    @property
-    def fresh_data(self) -> DataConfig | None:
-        """``data.distill`` without what only stored views have."""
-        data = self.data.distill
-        return None if data is None else dataclasses.replace(data, views=1, on_error="stop")
 
     @property
     def trained_sizes(self) -> tuple[tuple[int, int], ...]:

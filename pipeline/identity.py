@@ -26,13 +26,14 @@ __all__ = ["SCORING", "distill_dir", "evaluate_dir", "finetune_dir", "last_stage
 # Raise it whenever the same network and views would get other metrics, router weights or gallery arrays.
 SCORING = 1
 # Routers come with the tasks: runs that differ only in them share stage 1.
-_STAGE2_ONLY = ("router", "noisy_gating", "noise")
+_STAGE2_ONLY = ("router", "noisy_gating", "noise", "head")
 # Keys that came later count only where they are not at their default: results from before them keep their folders.
 _LATER = frozenset(
     {
         *("cosine_weight", "l1_weight", "beta", "teacher_weights", "level_weights"),
         *("drop_last", "warmup_epochs", "reference_schedule", "standardize", "standardize_rows", "teachers_per_step"),
-        *("compile", "fused", "crops", "freeze", "lora", "ema"),
+        *("compile", "fused", "crops", "freeze", "lora", "ema", "head"),
+        *("task_weights", "weighting", "weighting_lr", "gradnorm_alpha", "lr_scales"),
     }
 )
 _SCORED_LATER = {"boundary": "pixel", "absent_classes": "zero", "held_out_loss": "auto", "resolution": "view"}
@@ -163,7 +164,9 @@ def plain(config: object, /) -> dict[str, object]:
     """A configuration object as JSON-ready data, for fingerprints and records."""
     assert dataclasses.is_dataclass(config)
     assert not isinstance(config, type)
-    return {item.name: _plain_value(getattr(config, item.name)) for item in dataclasses.fields(config)}
+    found = {item.name: _plain_value(getattr(config, item.name)) for item in dataclasses.fields(config)}
+    # As views were named before there was a choice of their padding.
+    return {name: value for name, value in found.items() if name != "fill" or value not in (None, "black")}
 
 
 def _plain_value(value: object) -> object:

@@ -19,7 +19,7 @@ from pipeline.errors import BadImageError, DataError
 from pipeline.images.sample import ImageSample
 from pipeline.transforms import Array
 
-__all__ = ["IMAGE_FILE", "LABEL_FILES", "MAX_PIXELS", "decode_sample", "encode_sample"]
+__all__ = ["IMAGE_FILE", "LABEL_FILES", "MAX_PIXELS", "decode_sample", "encode_sample", "pick_labels"]
 
 IMAGE_FILE = "png"
 LABEL_FILES: Mapping[str, str] = MappingProxyType(
@@ -87,6 +87,14 @@ def decode_sample(files: Mapping[str, bytes], *, key: str, tasks: Sequence[str])
         if labels[task].shape[:2] != size:
             raise BadImageError(f"{where}: expected {size} as the image, got {labels[task].shape[:2]}; {_REMEDY}")
     return ImageSample(key=key, image=image, labels=labels)
+
+
+def pick_labels(sample: ImageSample, *, tasks: Sequence[str]) -> ImageSample:
+    """A view with the asked labels as ``decode_sample`` would give them of its files, without making any."""
+    labels = {task: sample.labels[task] for task in tasks}
+    if "normals" in labels:
+        labels["normals"] = _unit(labels["normals"].astype(_NPY["normals"]).astype(np.float32))
+    return ImageSample(key=sample.key, image=sample.image, labels=labels)
 
 
 def _shape(task: str, size: tuple[int, ...]) -> tuple[int, ...]:

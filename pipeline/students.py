@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import StudentConfig
+from pipeline.config import LoraConfig, StudentConfig
 from pipeline.tracking import CONSOLE
 from sak.spec import StudentSpec
 from sak.student.frozen import FrozenTeachers, build_frozen
@@ -80,6 +80,7 @@ def student_spec(
         router=config.router if config.paths == "adapters" else "none",
         noisy_gating=config.noisy_gating,
         noise=config.noise,
+        head=config.head,
     )
 
 
@@ -102,10 +103,15 @@ def make_frozen(spec: StudentSpec, /, *, seed: int) -> FrozenTeachers:
         return build_frozen(spec)
 
 
-def limit_training(student: Student, config: StudentConfig, /, *, stage: Literal[1, 2], seed: int) -> None:
-    """Freeze what a stage shall not train, and add the stem's low-rank updates in stage 1.
+def limit_training(
+    student: Student, config: StudentConfig, /, *, stage: Literal[1, 2], seed: int, lora: LoraConfig | None = None
+) -> None:
+    """Freeze what a stage shall not train, and add the stem's low-rank updates.
 
     A frozen parameter gets no gradient and no state of the optimiser.
+
+    Args:
+        lora: The updates of stage 2; those of stage 1 are the student's own.
 
     Raises:
         SakError: The stem cannot take the low-rank updates.
@@ -115,8 +121,8 @@ def limit_training(student: Student, config: StudentConfig, /, *, stage: Literal
     elif config.freeze == "distilled" and stage == 2:
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(not name.startswith(STAGE1_PARTS))
-    if config.lora is not None and stage == 1:
-        lora = config.lora
+    lora = config.lora if stage == 1 else lora
+    if lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             add_lora(student.stem, rank=lora.rank, alpha=lora.alpha, layers=lora.layers)

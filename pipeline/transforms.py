@@ -8,7 +8,7 @@ integer arithmetic without transcendental functions, so that a stored draw gives
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ __all__ = [
     "IMAGENET_STD",
     "Array",
     "Box",
+    "Fill",
     "Maps",
     "crop",
     "flip",
@@ -47,8 +48,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORE = 255
 """Ignored class, and the code of an invalid depth."""
 
+Fill: TypeAlias = Literal["black", "mean"]
+"""Colour of padding: ``mean`` is as published, whose images are padded with zeros after they are normalised."""
+_COLOURS: dict[str, tuple[int, int, int]] = {"black": (0, 0, 0), "mean": (124, 116, 104)}  # the nearest grey levels
+
 _FILL: dict[str, float] = {
-    "image": 0,
     "semseg": IGNORE,
     "human_parts": IGNORE,
     "edge": IGNORE,
@@ -174,20 +178,24 @@ def pad_box(inner: tuple[int, int], *, outer: tuple[int, int]) -> Box:
     return Box(max(outer[0] - inner[0], 0) // 2, max(outer[1] - inner[1], 0) // 2, inner[0], inner[1])
 
 
-def pad(maps: Maps, *, size: tuple[int, int]) -> dict[str, Array]:
-    """Pad around the centre to at least ``size``: black pixels, ignored labels, invalid normals and depth.
+def pad(maps: Maps, *, size: tuple[int, int], fill: Fill = "black") -> dict[str, Array]:
+    """Pad around the centre to at least ``size``: ignored labels, invalid normals and depth.
+
+    Args:
+        fill: Colour of the image's padding.
 
     Raises:
         DataError: A map that has no known fill value.
     """
     out: dict[str, Array] = {}
     for name, array in maps.items():
-        if name not in _FILL:
-            raise DataError(f"cannot pad: expected one of {', '.join(_FILL)}, got map {name!r}; add its fill value")
+        if name not in _FILL and name != "image":
+            known = ", ".join(("image", *_FILL))
+            raise DataError(f"cannot pad: expected one of {known}, got map {name!r}; add its fill value")
         height, width = array.shape[:2]
         box = pad_box((height, width), outer=size)
         shape = (max(size[0], height), max(size[1], width), *array.shape[2:])
-        padded = np.full(shape, _FILL[name], dtype=array.dtype)
+        padded = np.full(shape, _COLOURS[fill] if name == "image" else _FILL[name], dtype=array.dtype)
         padded[box.top : box.top + height, box.left : box.left + width] = array
         out[name] = padded
     return out

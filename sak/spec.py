@@ -9,7 +9,7 @@ from typing import Any
 
 from sak.errors import SakError
 
-__all__ = ["NOISES", "PATHS", "ROUTERS", "StudentSpec"]
+__all__ = ["HEADS", "NOISES", "PATHS", "ROUTERS", "StudentSpec"]
 
 PATHS = ("adapters", "none", "frozen")
 """``adapters`` is SAK; ``none`` is one plain path, aligned to every teacher at once (many to one); ``frozen`` has no
@@ -20,6 +20,9 @@ ROUTERS = ("mor", "none")
 
 NOISES = ("image", "pixel")
 """Training noise of a router: one draw per image and expert, or (as published) one per token and expert."""
+
+HEADS = ("published", "light")
+"""``published`` fuses the levels at a quarter of the image, ``light`` at the token grid."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -42,6 +45,7 @@ class StudentSpec:
         router: One of ``ROUTERS``; must be ``none`` without adapter paths.
         noisy_gating: Perturb the routers' logits in training with learnt noise.
         noise: One of ``NOISES``.
+        head: One of ``HEADS``.
     """
 
     stem: str
@@ -56,6 +60,7 @@ class StudentSpec:
     router: str = "mor"
     noisy_gating: bool = True
     noise: str = "image"
+    head: str = "published"
 
     def __post_init__(self) -> None:
         """Check the fields against each other; a stem's own limits are checked when it is built.
@@ -68,7 +73,10 @@ class StudentSpec:
             raise SakError("student spec: " + "; ".join(faults))
 
     def _choice_faults(self) -> list[str]:
-        choices = (("paths", self.paths, PATHS), ("router", self.router, ROUTERS), ("noise", self.noise, NOISES))
+        choices = (
+            *(("paths", self.paths, PATHS), ("router", self.router, ROUTERS)),
+            *(("noise", self.noise, NOISES), ("head", self.head, HEADS)),
+        )
         faults = [
             f"{name}: expected one of {', '.join(all_)}, got {got!r}" for name, got, all_ in choices if got not in all_
         ]

@@ -105,6 +105,22 @@ def test_scoring_is_that_of_one_process_to_the_last_bit(alone: Path, tmp_path: P
     assert json.loads((one / "metrics.json").read_text())["distill"]["loss"] > 0
 
 
+def test_learnt_weights_of_tasks_and_fresh_views_are_those_of_one_process(alone: Path, tmp_path: Path) -> None:
+    """Norms of gradients are the batch's, through batch normalisation over ranks; a fresh view is no rank's own."""
+    command = ("finetune", "tiny.yaml", "--run", "labels", "finetune.steps=5", "finetune.crops=fresh")
+    options = ("finetune.alpha=0", "finetune.weighting=gradnorm", "finetune.lora={rank: 2}", "student.head=light")
+    both = place(alone, tmp_path / "both"), place(alone, tmp_path / "one")
+    for folder, world in zip(both, (2, 1), strict=True):
+        for outcome in ended(ranks(world, *command, *options, cwd=folder)):
+            assert outcome.code == 0, outcome.err
+    found, wanted = (lines(folder, "finetune") for folder in both)
+    assert_close(found, wanted)
+    weights = [{name: value for name, value in line.items() if name.startswith("weight/")} for line in found]
+    assert len(weights[-1]) == 6
+    assert len({*weights[-1].values()}) > 1
+    assert weights[-1] == pytest.approx({name: wanted[-1][name] for name in weights[-1]}, rel=1e-3)
+
+
 def test_killed_and_resumed_on_as_many_ranks_is_the_same_and_on_others_close(alone: Path, tmp_path: Path) -> None:
     """Four ranks, because of two the sum has but one order."""
     command = ("distill", "tiny.yaml", *SHORT)

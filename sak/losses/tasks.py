@@ -29,7 +29,12 @@ def whole_batch(count: Tensor, /) -> Tensor:
 
 
 def task_losses(
-    dataset: str, predictions: Mapping[str, Tensor], labels: Mapping[str, Tensor], *, total: Total = whole_batch
+    dataset: str,
+    predictions: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor],
+    *,
+    total: Total = whole_batch,
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """Compute the weighted loss of each predicted task; the arithmetic is float32 whatever the predictions are.
 
@@ -40,9 +45,10 @@ def task_losses(
         total: A number of pixels here → that number in all parts of a split batch. Each loss is then this part's share
             of the loss of the whole batch, and the shares of all parts add up to it, however unevenly the valid pixels
             are spread. It is called equally often for every part.
+        weights: Task → weight in place of the data set's.
 
     Returns:
-        Task → loss with the data set's weight applied, in the order of ``predictions``, and their sum as ``total``.
+        Task → loss with its weight applied, in the order of ``predictions``, and their sum as ``total``.
 
     Shapes:
         predictions: ``(B, C, H, W)``.
@@ -64,7 +70,8 @@ def task_losses(
     for name, logits_BCHW in predictions.items():
         task = spec.task(name)
         label_BCHW = _label_of(task, logits_BCHW=logits_BCHW, labels=labels)
-        losses[name] = task.loss_weight * _LOSSES[name](logits_BCHW.float(), label_BCHW.float(), task, total)
+        weight = weights.get(name, task.loss_weight)
+        losses[name] = weight * _LOSSES[name](logits_BCHW.float(), label_BCHW.float(), task, total)
     return losses | {"total": torch.stack(list(losses.values())).sum()}
 
 

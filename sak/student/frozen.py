@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sak.errors import SakError
 from sak.grids import map_to_tokens, resize_map
 from sak.spec import StudentSpec
-from sak.student.heads import Head
+from sak.student.heads import HEADS
 from sak.student.model import StudentOutput
 from sak.student.stem import stem_width
 
@@ -76,7 +76,8 @@ class FrozenTeachers(nn.Module):
         self.paths, self.norms, self.aligners, self.routers = (nn.ModuleDict() for _ in range(4))
         widths = {name: spec.level_widths(name) for name in spec.teacher_widths}
         self.readers = nn.ModuleDict({task: FrozenReader(widths, width=width) for task in spec.tasks})
-        self.heads = nn.ModuleDict({task: Head(width, channels=channels) for task, channels in spec.tasks.items()})
+        make_head = HEADS[spec.head]
+        self.heads = nn.ModuleDict({task: make_head(width, channels=channels) for task, channels in spec.tasks.items()})
 
     def forward(self, maps: Maps) -> StudentOutput:
         """Predict every task from maps, which are brought to the finest grid among them.

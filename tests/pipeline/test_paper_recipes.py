@@ -100,9 +100,9 @@ STAGE2 = {
 }
 
 
-def counted(name: str, *, stage: int) -> tuple[dict[str, int], dict[str, float]]:
+def counted(name: str, *overrides: str, stage: int) -> tuple[dict[str, int], dict[str, float]]:
     """Parameters and GMAC by part, of a student without weights."""
-    study = recipe_of(name).study
+    study = recipe_of(name, *overrides).study
     teacher, data = name.split("_")[1][0], name.split("_")[2]
     size: Any = study.data.distill.view.size if stage == 1 and study.data.distill else (512, 512)
     size = size if stage == 1 or data == "pascal" else (448, 576)
@@ -138,6 +138,15 @@ def test_stage_2_takes_the_published_arithmetic(kind: str, data: str) -> None:
     saved = rest - (macs["all"] - macs["heads"])
     assert -0.05 <= saved <= 0.2
     assert macs["all"] + saved == pytest.approx(total, abs=0.11)
+
+
+@pytest.mark.parametrize(("data", "heads", "total"), [("pascal", 31.2, 156.0), ("nyud", 24.8, 146.2)])
+def test_light_heads_take_a_fourteenth(data: str, heads: float, total: float) -> None:
+    """The numbers of docs/studies/heads.md."""
+    counts, macs = counted(f"sak_bb_{data}", "student.head=light", stage=2)
+    assert macs["heads"] == pytest.approx(heads, abs=0.06)
+    assert macs["all"] == pytest.approx(total, abs=0.06)
+    assert counts["heads"] == pytest.approx(counted(f"sak_bb_{data}", stage=2)[0]["heads"], rel=2e-3)
 
 
 TEACHERS = {
