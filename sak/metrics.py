@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sak.dense.registry import LABELS, TASKS
+from sak.dense.spec import DenseTask
 from sak.errors import SakError, UnknownNameError
 from sak.losses.tasks import normals_valid
 from sak.tasks import IGNORE, TaskSpec, dataset_spec, metric_spec
@@ -172,7 +174,7 @@ def _check_batch(task: TaskSpec, *, logits: Mapping[str, Tensor], labels: Mappin
     if missing:
         raise SakError(f"metrics: task {task.name!r} has no {' and no '.join(missing)}; measure only what is there")
     got, label = tuple(logits[task.name].shape), tuple(labels[task.name].shape)
-    channels = 3 if task.name == "normals" else 1
+    channels = LABELS[task.name].channels
     if len(got) != 4 or got[1] != task.channels or label != (got[0], channels, *got[2:]):
         raise SakError(
             f"metrics: task {task.name!r}: expected logits (B, {task.channels}, H, W) and labels (B, {channels}, H, W),"
@@ -294,6 +296,13 @@ class _Metric(NamedTuple):
     score: Callable[[Mapping[str, Tensor], TaskSpec, str], dict[str, float]]
 
 
+def _of_module(module: DenseTask) -> _Metric:
+    return _Metric(
+        lambda logits_BCHW, label_BCHW, _task: module.tally(logits_BCHW, label_BCHW),
+        lambda sums, _task, _absent: module.score(sums),
+    )
+
+
 _METRICS: Mapping[str, _Metric] = MappingProxyType(
     {
         "semseg": _Metric(_tally_classes, _score_classes),
@@ -302,5 +311,6 @@ _METRICS: Mapping[str, _Metric] = MappingProxyType(
         "normals": _Metric(_tally_normals, _score_normals),
         "edge": _Metric(_tally_edge, _score_edge),
         "depth": _Metric(_tally_depth, _score_depth),
+        **{name: _of_module(task) for name, task in TASKS.items()},
     }
 )

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from scipy.io import loadmat
 
 from pipeline.errors import BadImageError, DataError
+from sak.dense.registry import LABELS
 
 __all__ = [
     "SPLITS",
@@ -314,7 +315,7 @@ def same_shape(labels: Mapping[str, NDArray[np.generic]], *, image: NDArray[np.u
         BadImageError: A label map of another size.
     """
     for task, array in labels.items():
-        wanted = image.shape if task == "normals" else image.shape[:2]
+        wanted = LABELS[task].shape(image.shape)
         if array.shape != wanted:
             raise BadImageError(
                 f"{path}: {task} label has shape {array.shape}, its image needs {wanted}; replace the label"
