@@ -47,7 +47,14 @@ def _score(sums: Mapping[str, Tensor]) -> dict[str, float]:
 
 TASK = DenseTask(
     label=LabelSpec(
-        name="disparity", title="disparity", stored="float32", invalid=INVALID, zoom=1, shown="range", unit="px"
+        name="disparity",
+        title="disparity",
+        stored="float32",
+        invalid=INVALID,
+        zoom=1,
+        shown="range",
+        unit="px",
+        largest=254,
     ),
     metrics=(
         MetricSpec(name="absErr", higher_is_better=False, unit=" px", decimals=3),

@@ -30,7 +30,9 @@ LABELS: Mapping[str, LabelSpec] = MappingProxyType(
                 shown="directions",
             ),
             LabelSpec(name="edge", title="boundary", stored="uint8", invalid=255, shown="grey"),
-            LabelSpec(name="depth", title="depth", stored="float32", invalid=255, zoom=-1, shown="range", unit="m"),
+            LabelSpec(
+                name="depth", title="depth", stored="float32", invalid=255, zoom=-1, shown="range", unit="m", largest=80
+            ),
             *(task.label for task in TASKS.values()),
         )
     }

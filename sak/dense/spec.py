@@ -5,6 +5,7 @@ Nothing here loads torch: tables and pictures read it too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -33,6 +34,7 @@ class LabelSpec:
             half the distance.
         shown: How pictures show it: colours of classes, of directions, grey levels, or colours from near to far.
         unit: Of its values, in words on pictures.
+        largest: Of the values that occur; a map of larger ones alone is in another unit.
     """
 
     name: str
@@ -44,6 +46,7 @@ class LabelSpec:
     zoom: Literal[-1, 0, 1] = 0
     shown: Literal["classes", "directions", "grey", "range"]
     unit: str = ""
+    largest: float = math.inf
 
     @property
     def file(self) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from pipeline.errors import BadImageError, DataError
+from pipeline.images.cityscapes import Cityscapes
 from pipeline.images.files import decode_normals
 from pipeline.images.nyud import Nyud
 from pipeline.images.pascal_context import PascalContext, map_edges
@@ -27,7 +28,17 @@ def pascal(folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(folders["pascal-context"], tmp_path / "pascal"))
 
 
+@pytest.fixture
+def cityscapes(folders: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folders["cityscapes"], tmp_path / "cityscapes"))
+
+
 FILES = {
+    "cityscapes": [
+        "leftImg8bit/train/scenes/scenes_000000_{}_leftImg8bit.png",
+        "gtFine/train/scenes/scenes_000000_{}_gtFine_labelIds.png",
+        "disparity/train/scenes/scenes_000000_{}_disparity.png",
+    ],
     "nyud": ["images/{}.png", "segmentation/{}.png", "normals/{}.png", "edge/{}.png", "depth/{}.npy"],
     "pascal": [
         "JPEGImages/{}.jpg",
@@ -45,13 +56,13 @@ CASES = [(kind, name) for kind, names in FILES.items() for name in names]
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "noise"])
 def test_every_file_of_a_sample_is_checked(request: pytest.FixtureRequest, kind: str, name: str, damage: str) -> None:
     root: Path = request.getfixturevalue(kind)
-    path = root / name.format("train_000001")
+    path = root / name.format("000001" if kind == "cityscapes" else "train_000001")
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
         path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "noise": b"\x00\x7f" * 40}[damage])
-    source = {"nyud": Nyud, "pascal": PascalContext}[kind](root, split="train")
+    source = {"cityscapes": Cityscapes, "nyud": Nyud, "pascal": PascalContext}[kind](root, split="train")
     source.read(0)
     with pytest.raises(BadImageError, match=path.name.replace(".", r"\.")):
         source.read(1)
