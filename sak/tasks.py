@@ -169,14 +169,6 @@ _SALIENCY = TaskSpec(
 )
 _NORMALS = TaskSpec(name="normals", channels=3, loss_weight=10.0, metric="mErr", higher_is_better=False)
 _DEPTH = TaskSpec(name="depth", channels=1, loss_weight=1.0, metric="RMSE", higher_is_better=False)
-_DISPARITY = TaskSpec(
-    name="disparity",
-    channels=1,
-    loss_weight=1.0,
-    metric="absErr",
-    higher_is_better=False,
-    extra_metrics=("relErr",),
-)
 
 
 def _dataset(name: str, *, title: str, tasks: tuple[TaskSpec, ...]) -> DatasetSpec:
@@ -217,7 +209,17 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
             _dataset(
                 "cityscapes",
                 title="Cityscapes",
-                tasks=(_classes("semseg", weight=1.0, classes=_CITYSCAPES_CLASSES), _DISPARITY),
+                tasks=(
+                    _classes("semseg", weight=1.0, classes=_CITYSCAPES_CLASSES),
+                    TaskSpec(
+                        name="disparity",
+                        channels=1,
+                        loss_weight=1.0,
+                        metric="absErr",
+                        higher_is_better=False,
+                        extra_metrics=("relErr",),
+                    ),
+                ),
             ),
             _dataset(
                 "scenes",

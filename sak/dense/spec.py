@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, SupportsFloat, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,4 +92,4 @@ class DenseTask:
     metrics: tuple[MetricSpec, ...]
     loss: Callable[[Tensor, Tensor, Total], Tensor]
     tally: Callable[[Tensor, Tensor], dict[str, Tensor]]
-    score: Callable[[Mapping[str, Tensor]], dict[str, float]]
+    score: Callable[[Mapping[str, SupportsFloat]], dict[str, float]]
