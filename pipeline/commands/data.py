@@ -51,7 +51,7 @@ def data_scenes(
 
 @data_app.command("check", epilog="Example:  sak data check PASCALContext")
 def data_check(
-    root: Annotated[Path, typer.Argument(metavar="DIR", help="The data set's folder, as a recipe names it.")],
+    root: Annotated[str, typer.Argument(metavar="DIR", help="The data set's folder, as a recipe names it.")],
     kind: Annotated[
         str | None,
         typer.Option("--as", metavar="KIND", help="A source's name, as a recipe gives it. By its folders, if absent."),

@@ -73,7 +73,10 @@ def inside(path: Path, *, root: Path) -> Path:
     Raises:
         DataError: The resolved path lies outside the resolved root.
     """
-    real = path.resolve()
+    try:
+        real = path.resolve()
+    except (OSError, ValueError) as error:  # a name with a NUL, or longer than the file system has
+        raise DataError(f"{str(path)!r}: is no name of a file ({error}); mend the list that names it") from error
     if not real.is_relative_to(root.resolve()):
         raise DataError(
             f"{path}: leads outside the data folder {root} (to {real}); copy the file into the folder instead"

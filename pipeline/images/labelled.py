@@ -6,6 +6,7 @@ Each one is a module beside this that says where its files lie and how they beco
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -165,7 +166,7 @@ class LabelledFolder(ABC):
 def present(folder: Path, *names: str) -> Path:
     """The first of some files that is there; the first of all if none is, so that messages name that."""
     paths = [folder / name for name in names]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return next((path for path in paths if os.path.isfile(path)), paths[0])
 
 
 def read_vectors(path: Path) -> NDArray[np.uint8]:

@@ -124,7 +124,8 @@ class _Regions:
     @cached_property
     def map_HW(self) -> NDArray[np.generic]:
         regions_HW = decode_mat(self._data, names=("LabelMap",), where=str(self._path))["LabelMap"]
-        if regions_HW.ndim != 2 or regions_HW.dtype.kind not in "uif":
+        numbers = regions_HW.dtype.kind in "ui" or (regions_HW.dtype.kind == "f" and np.isfinite(regions_HW).all())
+        if regions_HW.ndim != 2 or not numbers:
             raise BadImageError(
                 f"{self._path}: expected a LabelMap (H, W) of numbers, got {regions_HW.dtype} {regions_HW.shape};"
                 " replace the file"
@@ -171,7 +172,7 @@ def person_parts(data: bytes, *, shape: tuple[int, ...], where: str) -> NDArray[
             for part in np.atleast_1d(thing["parts"].squeeze()):
                 name, mask = str(part["part_name"].squeeze()), part["mask"].astype(bool)
                 parts_HW[mask] = PART_LABELS[name]
-    except (KeyError, IndexError, ValueError, TypeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise BadImageError(
             f"{where}: not an annotation of objects with class_ind, mask and parts of size {shape} ({error})"
         ) from error
@@ -188,7 +189,12 @@ def _classes_with_normals(root: Path, *, layout: str) -> frozenset[int]:
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: class table cannot be read ({error}); expected {layout}") from error
     indoor, context = tables
-    if not isinstance(context, dict):
-        raise DataError(f"{root}/json/context_classes.json: expected an object of class names to ids")
-    names = [name for name in indoor if name != "unknown"] + ["tvmonitor"]
-    return frozenset(int(context[name]) for name in names if name in context)
+    try:
+        ids = {name: int(number) for name, number in dict(context).items()}
+        names = [*(str(name) for name in indoor if name != "unknown"), "tvmonitor"]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{root}/json: expected class names in nyu_classes.json, and names with their ids in context_classes.json"
+            f" ({error}); take both from the published data set"
+        ) from error
+    return frozenset(ids[name] for name in names if name in ids)

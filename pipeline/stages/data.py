@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from pipeline.images.sample import ImageSource
 from pipeline.tracking import progress_bar
 from sak.dense.registry import LABELS
 from sak.tasks import dataset_spec
+from store.workers import processors
 
 __all__ = [
     "LAYOUTS",
@@ -52,7 +52,7 @@ class DataReport(NamedTuple):
         faults: All of them, in the order of splits and images.
     """
 
-    root: Path
+    root: str
     kind: str
     splits: tuple[SplitReport, ...]
     notes: tuple[str, ...]
@@ -79,30 +79,34 @@ def write_scenes(layout: str, /, *, out: Path, train: int, val: int, size: int, 
 
 
 def check_data(
-    root: Path, /, *, kind: str | None = None, splits: Sequence[str] = (), workers: int | None = None
+    root: str, /, *, kind: str | None = None, splits: Sequence[str] = (), workers: int | None = None
 ) -> DataReport:
     """Decode every image and label of a data set once.
 
     Args:
+        root: Its folder, or whatever a recipe names as the root of such a source.
         kind: Name of its source; None to tell by the folder.
         splits: Those to check; all, if none is named.
         workers: Processes; by default one a processor.
 
     Raises:
-        DataError: There is no such folder or kind, or the kind cannot be told.
+        DataError: There is no such folder, kind or split, or the kind cannot be told.
     """
-    kind = kind or _kind_of(root)
+    kind = kind or _kind_of(Path(root))
     if kind not in SOURCES or kind in _RENDERED:
         known = ", ".join(name for name in SOURCES if name not in _RENDERED)
         raise DataError(f"unknown kind of data set {kind!r}; choose one of {known}")
+    unknown = [split for split in splits if kind in LABELLED and split not in _published(kind)]
+    if unknown:
+        raise DataError(f"{kind}: unknown split {unknown[0]!r}; choose one of {', '.join(_published(kind))}")
     opened, faults = _opened(root, kind, splits)
     reports = []
     with progress_bar("images") as bar:
         total = sum(len(source.keys()) for source in opened.values())
-        shown = bar.add_task(f"check {root.name or root}", total=total)
+        shown = bar.add_task(f"check {root}", total=total)
         for split, source in opened.items():
             found = Found()
-            for part in inspected(source, _request(root, kind, split), workers=workers or len(os.sched_getaffinity(0))):
+            for part in inspected(source, _request(root, kind, split), workers=workers or processors()):
                 found.add(part)
                 bar.advance(shown, part.images)
             reports.append(SplitReport(split, len(source.keys()), _published(kind).get(split), found))
@@ -139,7 +143,7 @@ def label_table(report: DataReport, /) -> Table | None:
 def report_json(report: DataReport, /) -> dict[str, object]:
     """All of it as plain data, every fault included."""
     return {
-        "root": str(report.root),
+        "root": report.root,
         "kind": report.kind,
         "splits": [
             {
@@ -177,32 +181,30 @@ def _published(kind: str) -> dict[str, int]:
     return dict(LABELLED[kind].published) if kind in LABELLED else {}
 
 
-def _request(root: Path, kind: str, split: str) -> SourceRequest:
-    return SourceRequest(name=kind, root=str(root), split=split, size=None, images=None, seed=0)
+def _request(root: str, kind: str, split: str) -> SourceRequest:
+    return SourceRequest(name=kind, root=root, split=split, size=None, images=None, seed=0)
 
 
-def _opened(root: Path, kind: str, splits: Sequence[str]) -> tuple[dict[str, ImageSource], list[str]]:
+def _opened(root: str, kind: str, splits: Sequence[str]) -> tuple[dict[str, ImageSource], list[str]]:
     """The splits that can be opened, and why the others cannot be.
 
     Raises:
-        DataError: None can.
+        DataError: Unlabelled images, of which none can be opened.
     """
-    published = _published(kind)
     opened: dict[str, ImageSource] = {}
     faults: list[str] = []
-    for split in splits or published or SPLITS:
+    for split in splits or _published(kind) or SPLITS:
         try:
             opened[split] = open_source(_request(root, kind, split))
         except DataError as error:
             faults.append(str(error))
-    if kind not in LABELLED and not splits:
-        # These need not be divided, and then one name is as good as another.
-        if not opened or len({tuple(source.keys()) for source in opened.values()}) == 1:
-            return {"all": open_source(_request(root, kind, "all"))}, []
-        return opened, []
-    if not opened:
-        raise DataError(faults[0])
-    return opened, faults
+    if kind in LABELLED or splits:
+        return opened, list(dict.fromkeys(faults))
+    # Photographs need not be divided, and then one name is as good as another.
+    ends = {(len(source.keys()), source.keys()[0], source.keys()[-1]) for source in opened.values()}
+    if not opened or (len(opened) > 1 and len(ends) == 1):
+        return {"all": open_source(_request(root, kind, "all"))}, []
+    return opened, []
 
 
 def _shared(opened: dict[str, ImageSource]) -> list[str]:

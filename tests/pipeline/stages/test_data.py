@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_the_command_offers_every_layout() -> None:
 def test_a_whole_data_set_is_known_by_its_folders_and_has_no_fault(
     written: dict[str, Path], layout: str, kind: str, published: tuple[int | None, ...], tasks: int
 ) -> None:
-    report = check_data(written[layout], workers=1)
+    report = check_data(str(written[layout]), workers=1)
     assert report.kind == kind
     assert report.faults == ()
     assert [(split.name, split.images, split.published) for split in report.splits] == [
@@ -81,7 +82,7 @@ def test_a_whole_data_set_is_known_by_its_folders_and_has_no_fault(
 
 
 def test_an_undivided_folder_is_one_split(written: dict[str, Path]) -> None:
-    report = check_data(written["imagefolder"] / "val", workers=1)
+    report = check_data(str(written["imagefolder"] / "val"), workers=1)
     assert [(split.name, split.images) for split in report.splits] == [("all", 2)]
     assert label_table(report) is None
 
@@ -110,7 +111,7 @@ def damage(root: Path) -> list[str]:
 
 def test_every_fault_is_listed_in_order(nyud: Path) -> None:
     wanted = sorted(damage(nyud)[:5])
-    report = check_data(nyud, workers=1)
+    report = check_data(str(nyud), workers=1)
     assert [fault[: len(line)] for fault, line in zip(sorted(report.faults[:5]), wanted, strict=True)] == wanted
     assert len(report.faults) == 6
     assert report.faults[5].startswith("1 of the images of val are in train too: train_000000")
@@ -121,24 +122,43 @@ def test_every_fault_is_listed_in_order(nyud: Path) -> None:
 
 def test_processes_find_what_one_finds(nyud: Path) -> None:
     damage(nyud)
-    assert report_json(check_data(nyud, workers=2)) == report_json(check_data(nyud, workers=1))
+    assert report_json(check_data(str(nyud), workers=2)) == report_json(check_data(str(nyud), workers=1))
 
 
 def test_a_missing_list_is_a_fault_of_its_split(nyud: Path) -> None:
     (nyud / "gt_sets/val.txt").unlink()
-    report = check_data(nyud, workers=1)
+    report = check_data(str(nyud), workers=1)
     assert [split.name for split in report.splits] == ["train"]
     assert len(report.faults) == 1
     assert f"{nyud}/gt_sets/val.txt: split list cannot be read" in report.faults[0]
-    assert not check_data(nyud, splits=("train",), workers=1).faults
-    with pytest.raises(DataError, match=r"val\.txt"):
-        check_data(nyud, splits=("val",), workers=1)
+    assert not check_data(str(nyud), splits=("train",), workers=1).faults
+    report = check_data(str(nyud), splits=("val",), workers=1)
+    assert report.splits == ()
+    assert len(report.faults) == 1
+    with pytest.raises(DataError, match="unknown split 'testing'; choose one of train, val"):
+        check_data(str(nyud), splits=("testing",), workers=1)
+
+
+def test_what_every_split_needs_is_one_fault(written: dict[str, Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(written["pascal-context"], tmp_path / "pascal"))
+    shutil.rmtree(root / "json")
+    faults = check_data(str(root), workers=1).faults
+    assert len(faults) == 1
+    assert f"{root}/json/nyu_classes.json: class table cannot be read" in faults[0]
+
+
+def test_images_in_a_tar_are_checked_too(written: dict[str, Path], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(written["imagefolder"], arcname=".")
+    report = check_data(str(tmp_path / "all.tar"), kind="tar", workers=1)
+    assert [(split.name, split.images) for split in report.splits] == [("train", 4), ("val", 2)]
+    assert not report.faults
 
 
 def test_a_task_without_labels_is_noted(nyud: Path) -> None:
     for path in (nyud / "edge").glob("val_*.png"):
         Image.fromarray(np.zeros((24, 24), np.uint8)).save(path)
-    report = check_data(nyud, splits=("val",), workers=1)
+    report = check_data(str(nyud), splits=("val",), workers=1)
     assert report.notes[-1] == "val has no boundary label in any image"
     assert not report.faults
 
@@ -146,11 +166,11 @@ def test_a_task_without_labels_is_noted(nyud: Path) -> None:
 def test_what_is_no_data_set_lists_those_there_are(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"is like no data set known \(cityscapes: .*name one with --as"):
-        check_data(tmp_path / "empty")
+        check_data(str(tmp_path / "empty"))
     with pytest.raises(DataError, match="folder not found"):
-        check_data(tmp_path / "absent")
+        check_data(str(tmp_path / "absent"))
     with pytest.raises(DataError, match="unknown kind of data set 'scenes'; choose one of cityscapes, nyud"):
-        check_data(tmp_path / "empty", kind="scenes")
+        check_data(str(tmp_path / "empty"), kind="scenes")
 
 
 def test_the_command_bounds_what_it_prints_and_exits_1(nyud: Path) -> None:
