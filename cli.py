@@ -73,7 +73,7 @@ app = typer.Typer(
     epilog="""Example:  sak run workflows/quickstart.yaml
 
     Exit codes: 0 done, or stopped by SIGTERM in extraction or training, with what was finished saved; 1 damage found by
-    sak store verify or left by repair; 2 input to correct; 130 interrupted.""",
+    sak store verify or left by repair, or faults found by sak data check; 2 input to correct; 130 interrupted.""",
 )
 app.add_typer(store_app, name="store")
 app.add_typer(bench_app, name="bench")

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import DataError
+from sak.dense.registry import LABELS
+from sak.dense.spec import LabelSpec
 
 __all__ = [
     "IGNORE",
@@ -52,14 +54,7 @@ Fill: TypeAlias = Literal["black", "mean"]
 """Colour of padding: ``mean`` is as published, whose images are padded with zeros after they are normalised."""
 _COLOURS: dict[str, tuple[int, int, int]] = {"black": (0, 0, 0), "mean": (124, 116, 104)}  # the nearest grey levels
 
-_FILL: dict[str, float] = {
-    "semseg": IGNORE,
-    "human_parts": IGNORE,
-    "edge": IGNORE,
-    "sal": IGNORE,
-    "normals": 0,
-    "depth": IGNORE,
-}
+_FILL: dict[str, float] = {name: label.invalid for name, label in LABELS.items()}
 
 
 class Box(NamedTuple):
@@ -80,6 +75,7 @@ def scale(maps: Maps, *, factor: float, window: Box | None = None) -> dict[str, 
     """Scale image (bilinear, no antialiasing) and labels (nearest); depth is divided by the factor.
 
     An image twice as large is one seen from half the distance, hence the division; the invalid code stays what it is.
+    Disparity is multiplied for the same reason.
 
     Args:
         factor: Ratio of the new to the old side lengths.
@@ -100,10 +96,16 @@ def scale(maps: Maps, *, factor: float, window: Box | None = None) -> dict[str, 
             out[name] = _bilinear(array, size=target, box=box)
             continue
         picked = scale_label(array, size=target, window=box)
-        if name == "depth":
-            picked = np.where(picked == IGNORE, picked, picked / picked.dtype.type(factor))
-        out[name] = picked
+        out[name] = _zoomed(picked, label=LABELS[name], factor=factor) if name in LABELS else picked
     return out
+
+
+def _zoomed(values: Array, *, label: LabelSpec, factor: float) -> Array:
+    """What scaling an image does to the values of its labels."""
+    if not label.zoom:
+        return values
+    by = values.dtype.type(factor)
+    return np.where(values == label.invalid, values, values / by if label.zoom < 0 else values * by)
 
 
 def scale_label(label: Array, *, size: tuple[int, int], window: Box | None = None) -> Array:
@@ -137,9 +139,10 @@ def is_balanced(semseg: Array, *, max_ratio: float) -> bool:
 def flip(maps: Maps) -> dict[str, Array]:
     """Mirror left and right; the x component of surface normals changes its sign."""
     out = {name: np.ascontiguousarray(array[:, ::-1]) for name, array in maps.items()}
-    if "normals" in out:
-        # Adding zero turns the -0.0 of an invalid pixel into 0.0: one encoding of invalid, whatever was flipped.
-        out["normals"][..., 0] = -out["normals"][..., 0] + 0.0
+    for name, array in out.items():
+        if name in LABELS and LABELS[name].mirrored:
+            # Adding zero turns the -0.0 of an invalid pixel into 0.0: one encoding of invalid, whatever was flipped.
+            array[..., 0] = -array[..., 0] + 0.0
     return out
 
 

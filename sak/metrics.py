@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sak.dense.registry import LABELS, TASKS
+from sak.dense.spec import DenseTask
 from sak.errors import SakError, UnknownNameError
 from sak.exact import exact, rounded
 from sak.meters.classes import CLASSES
@@ -34,8 +36,24 @@ Counts = NDArray[np.int64]
 ABSENT = ("zero", "ignore")
 """What a class that occurs neither in labels nor in predictions counts in mIoU: 0, as published, or nothing."""
 
+
+def _meter(module: DenseTask) -> Meter:
+    return Meter(
+        lambda logits_1CHW, label_1CHW, _task: module.tally(logits_1CHW, label_1CHW),
+        lambda sums, _task, _absent: module.score({key: float(value) for key, value in sums.items()}),
+    )
+
+
 _METERS: Mapping[str, Meter] = MappingProxyType(
-    {"semseg": CLASSES, "human_parts": CLASSES, "sal": SALIENCY, "normals": NORMALS, "edge": EDGE, "depth": DEPTH}
+    {
+        "semseg": CLASSES,
+        "human_parts": CLASSES,
+        "sal": SALIENCY,
+        "normals": NORMALS,
+        "edge": EDGE,
+        "depth": DEPTH,
+        **{name: _meter(module) for name, module in TASKS.items()},
+    }
 )
 
 
@@ -133,7 +151,7 @@ class TaskMetrics:
     def reset(self) -> None:
         """Forget everything counted."""
         for name, task in self._specs.items():  # what an image without a labelled pixel counts
-            label_1CHW = torch.full((1, 3 if name == "normals" else 1, 1, 1), float(IGNORE))
+            label_1CHW = torch.full((1, LABELS[name].channels, 1, 1), float(IGNORE))
             found = _tally(torch.zeros(1, task.channels, 1, 1), label_1CHW, task)
             self._floats |= {(name, key) for key, value in found.items() if value.dtype.kind == "f"}
             self._sums[name] = {key: _integers(value) for key, value in found.items()}
@@ -204,7 +222,7 @@ def _check_batch(task: TaskSpec, *, logits: Mapping[str, Tensor], labels: Mappin
     if missing:
         raise SakError(f"metrics: task {task.name!r} has no {' and no '.join(missing)}; measure only what is there")
     got, label = tuple(logits[task.name].shape), tuple(labels[task.name].shape)
-    channels = 3 if task.name == "normals" else 1
+    channels = LABELS[task.name].channels
     if len(got) != 4 or got[1] != task.channels or label != (got[0], channels, *got[2:]):
         raise SakError(
             f"metrics: task {task.name!r}: expected logits (B, {task.channels}, H, W) and labels (B, {channels}, H, W),"

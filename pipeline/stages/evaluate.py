@@ -33,6 +33,7 @@ from pipeline.tracking import CONSOLE, progress_bar
 from pipeline.training import loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views
+from sak.dense.registry import LABELS
 from sak.losses.distill import distill_loss
 from sak.metrics import TaskMetrics
 from sak.spec import StudentSpec
@@ -151,7 +152,7 @@ def _decode(task: str, logits_BCHW: Tensor) -> Array:
         return logits_BCHW.softmax(1)[:, 1].half().numpy()
     if task == "edge":
         return logits_BCHW[:, 0].sigmoid().half().numpy()
-    if task == "depth":
+    if task in LABELS and LABELS[task].shown == "range":
         return logits_BCHW[:, 0].half().numpy()
     raise PipelineError(f"no way to show task {task!r}")
 
