@@ -78,8 +78,6 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     tasks = tasks_of(study, view_set)
     targets = _targets(study, view_set, device=device)
     student, spec = _student(study, out, view_set, tasks, targets)
-    if isinstance(student, Student):
-        limit_training(student, study.student, stage=2, seed=study.seed, lora=config.lora)
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed + 1, tasks=tasks, targets=targets, device=device)
     before = distill_dir(study, out) if study.distill else None
@@ -165,7 +163,7 @@ def tasks_of(study: Study, view_set: ViewSet | LiveViews, /) -> tuple[str, ...]:
 def _student(
     study: Study, out: Path, view_set: ViewSet | LiveViews, tasks: tuple[str, ...], targets: TargetSource | None
 ) -> tuple[Student | FrozenTeachers, StudentSpec]:
-    """The stage-2 network, started from stage 1 when the study has one.
+    """The stage-2 network, started from stage 1 when the study has one, with what it shall not train frozen.
 
     Without a teacher loss in stage 2 nothing aligns to teachers any more: adapter paths stay, aligners go, and a plain
     student keeps its stem alone.
@@ -190,6 +188,9 @@ def _student(
         before = StudentSpec.from_dict(_mapping(stage1.record()["spec"]))
         grid = _grid(before, student)
         load_stage1(student, load_weights(path), where=str(path), source_grid=grid, drop=drop)
+    limit_training(
+        student, study.student, stage=2, seed=study.seed, lora=study.finetune.lora if study.finetune else None
+    )
     return student, spec
 
 
