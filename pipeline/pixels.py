@@ -82,10 +82,17 @@ def decode_sample(files: Mapping[str, bytes], *, key: str, tasks: Sequence[str])
 
 
 def pick_labels(sample: ImageSample, *, tasks: Sequence[str]) -> ImageSample:
-    """A view with the asked labels as ``decode_sample`` would give them of its files, without making any."""
+    """A view with the asked labels as ``decode_sample`` would give them of its files, without making any.
+
+    Raises:
+        BadImageError: A label has values that are not finite.
+    """
     labels = {task: sample.labels[task] for task in tasks}
-    if "normals" in labels:
-        labels["normals"] = _unit(labels["normals"].astype(_NPY["normals"]).astype(np.float32))
+    for task in _NPY.keys() & labels.keys():
+        array = labels[task].astype(_NPY[task]).astype(np.float32)
+        if not np.isfinite(array).all():
+            raise BadImageError(f"{sample.key}, label {task!r}: expected finite values; mend the label")
+        labels[task] = _unit(array) if LABELS[task].shown == "directions" else array
     return ImageSample(key=sample.key, image=sample.image, labels=labels)
 
 

@@ -81,8 +81,7 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed + 1, tasks=tasks, targets=targets, device=device)
     before = distill_dir(study, out) if study.distill else None
-    rate, alpha = config.weighting_lr, config.gradnorm_alpha
-    balance = make_balance(config.weighting, tasks, rate=rate, alpha=alpha, device=device)
+    balance = _balance(config, tasks, device=device)
     losses = _Losses(
         student,
         compiled(student, config.compile, device=device),
@@ -106,14 +105,18 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed + 1, threads=study.threads)
         train(student, losses, loader, plan=plan, folder=stage.path, label=f"{label}: finetune")
-        if isinstance(student, Student):
-            merge_lora(student.stem)
+        merge_lora(student)
         if ranks.first:
             save_weights(stage.path / "student.safetensors", student.state_dict(), metadata={"stage": "finetune"})
         record |= {"spec": spec.to_dict(), "steps": steps, "images": steps * config.batch}
         record |= {"parameters": parameter_counts(student)}
         record |= {"tasks": list(tasks), "dataset": view_set.spec.dataset}
     return stage
+
+
+def _balance(config: FinetuneConfig, tasks: tuple[str, ...], /, *, device: torch.device) -> TaskBalance | None:
+    rate, alpha = config.weighting_lr, config.gradnorm_alpha
+    return make_balance(config.weighting, tasks, rate=rate, alpha=alpha, device=device)
 
 
 def _targets(study: Study, view_set: ViewSet | LiveViews, /, *, device: torch.device) -> TargetSource | None:

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sak.dense.registry import LABELS
 from sak.errors import UnknownNameError
 
 __all__ = ["WEIGHTINGS", "GradNorm", "Mean", "TaskBalance", "Uncertainty", "make_balance"]
@@ -26,7 +27,7 @@ WEIGHTINGS = ("fixed", "uncertainty", "gradnorm")
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 _SMALLEST = 1e-3  # a weight that reaches 0 never comes back
-_REGRESSION = ("normals", "depth")
+_REGRESSION = ("directions", "range")  # by what their labels show: their losses are L1, the others' cross entropies
 
 
 class TaskBalance(Protocol):
@@ -62,8 +63,8 @@ class Uncertainty:
 
     def __init__(self, tasks: Sequence[str], *, rate: float, device: torch.device) -> None:
         self._rate = rate
-        halves = [1.0 if task in _REGRESSION else 0.5 for task in tasks]
-        self._slope_T = torch.tensor(halves, device=device)
+        slopes = [1.0 if LABELS[task].shown in _REGRESSION else 0.5 for task in tasks]
+        self._slope_T = torch.tensor(slopes, device=device)
         self.state = {"log_variance": torch.zeros(len(tasks), device=device), **_adam(len(tasks), device)}
 
     def weights(self) -> Tensor:

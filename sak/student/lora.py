@@ -66,14 +66,14 @@ def add_lora(stem: nn.Module, /, *, rank: int, alpha: float, layers: Sequence[st
         place.put(LoraLinear(place.layer, rank=rank, alpha=alpha))
 
 
-def merge_lora(stem: nn.Module, /) -> None:
-    """Turn every update of a stem into its weights, which can all be trained again; without any, nothing changes."""
-    found = [(name, layer) for name, layer in stem.named_modules() if isinstance(layer, LoraLinear)]
+def merge_lora(model: nn.Module, /) -> None:
+    """Turn every update in a model into its weights, which can all be trained again; without any, nothing changes."""
+    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLinear)]
     for name, layer in found:
         owner, _, attribute = name.rpartition(".")
-        setattr(stem.get_submodule(owner), attribute, layer.merged())
+        setattr(model.get_submodule(owner), attribute, layer.merged())
     if found:
-        stem.requires_grad_(True)
+        model.requires_grad_(True)
 
 
 class _Place(NamedTuple):

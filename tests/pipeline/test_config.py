@@ -287,6 +287,10 @@ def test_what_makes_no_sense_is_refused_by_its_key(tmp_path: Path, override: str
             r"finetune\.weighting: gradnorm looks at weights",
         ),
         (
+            ["student.paths=frozen", "distill=null", "finetune.alpha=0", "finetune.weighting=gradnorm"],
+            r"student\.paths: frozen teachers share no trained weights between tasks",
+        ),
+        (
             ["finetune.crops=fresh", "finetune.alpha=0", "data.finetune.views=2"],
             r"data\.finetune\.views and on_error me",
         ),

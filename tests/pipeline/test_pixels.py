@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.errors import BadImageError, DataError
 from pipeline.images.sample import ImageSample
-from pipeline.pixels import IMAGE_FILE, LABEL_FILES, MAX_PIXELS, decode_sample, encode_sample
+from pipeline.pixels import IMAGE_FILE, LABEL_FILES, MAX_PIXELS, decode_sample, encode_sample, pick_labels
 from pipeline.tensors import to_tensors
 from pipeline.transforms import Array
 
@@ -72,6 +72,21 @@ def test_only_the_asked_labels_are_decoded() -> None:
     files = {**encode_sample(make_sample()), "semseg.png": b"damaged", "json": b"{}"}
     assert set(decode_sample(files, key="k", tasks=("depth",)).labels) == {"depth"}
     assert decode_sample(files, key="k", tasks=()).labels == {}
+
+
+@given(st.integers(0, 99))
+def test_labels_that_are_stored_nowhere_are_those_of_the_files(seed: int) -> None:
+    sample = make_sample(seed)
+    picked = pick_labels(sample, tasks=TASKS)
+    stored = decode_sample(encode_sample(sample), key=sample.key, tasks=TASKS)
+    assert picked.labels.keys() == stored.labels.keys()
+    for task, label in stored.labels.items():
+        assert picked.labels[task].dtype == label.dtype
+        np.testing.assert_array_equal(picked.labels[task], label)
+    assert set(pick_labels(sample, tasks=("edge",)).labels) == {"edge"}
+    broken = replace(sample, labels={"depth": np.full((12, 18), np.nan, np.float32)})
+    with pytest.raises(BadImageError, match="k/1, label 'depth': expected finite values"):
+        pick_labels(broken, tasks=("depth",))
 
 
 def test_other_software_reads_the_files() -> None:

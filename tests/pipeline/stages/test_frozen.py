@@ -94,10 +94,10 @@ def test_stopped_and_resumed_equals_uninterrupted(
     cut = frozen(finished, tmp_path / "cut")
     real, calls = module.task_losses, iter(range(100))
 
-    def counted(*arguments: Any, total: Any, weights: Any) -> Any:
+    def counted(*arguments: Any, **keywords: Any) -> Any:
         if next(calls) == 4:
             raise _Stop
-        return real(*arguments, total=total, weights=weights)
+        return real(*arguments, **keywords)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "task_losses", counted)
@@ -198,3 +198,17 @@ def test_its_heads_can_be_exported_and_a_stem_cannot(finished: Finished, tmp_pat
     assert export(study, tmp_path, tmp_path / "heads.safetensors", what="student", dtype="fp16") > 0
     with pytest.raises(PipelineError, match=r"trains heads alone and has none; export student$"):
         export(study, tmp_path, tmp_path / "stem.safetensors", what="stem", dtype="fp16")
+
+
+def test_light_heads_learnt_weights_and_fresh_views_with_live_teachers(finished: Finished, tmp_path: Path) -> None:
+    """What stage 2 offers beside a stem holds for heads on maps too."""
+    options = ["student.head=light", "finetune.weighting=uncertainty", "finetune.lr_scales={heads: 2}"]
+    cached = frozen(finished, tmp_path, *options, "finetune.steps=3")
+    live = frozen(finished, tmp_path, *options, "finetune.steps=3", "finetune.crops=fresh", "finetune.targets=online")
+    for recipe in (cached, live):
+        run_stages(recipe, ["finetune"])
+    one, other = (read_metrics(folder_of(recipe) / "metrics.jsonl") for recipe in (cached, live))
+    for line, same in zip(one, other, strict=True):  # a first view is the stored one
+        assert line == pytest.approx(same, rel=1e-4)
+    assert one[-1]["weight/semseg"] != 1
+    assert any(name.startswith("heads.edge.refine") for name in load_weights(folder_of(cached) / "student.safetensors"))
