@@ -244,6 +244,9 @@ class FinetuneConfig(FeatureLossConfig):
 class EvalConfig:
     """Scoring of the student alone on ``data.eval``; ``gallery`` images go into the report.
 
+    ``save`` writes every task's map of every image, and contact sheets: into the score's own folder (true), or into
+    ``save/RUN``. It changes no score, and what is scored already is not scored again.
+
     ``codec`` is how the held-out images' columns are stored, where not as ``extract.codec`` says. A loss against
     decoded targets measures the codec too, so students of different codecs need one exact yardstick.
 
@@ -254,6 +257,7 @@ class EvalConfig:
 
     batch: int = 16
     gallery: int = 6
+    save: bool | str = False
     codec: CodecValue | None = None
     boundary: Literal["pixel", "odsF", "odsF-invpt", "odsF-mtinet"] = "pixel"
 
@@ -314,6 +318,8 @@ class Study:
             raise ValueError(
                 "distill.crops: fresh stores no views, so data.distill.views and on_error mean nothing; drop them"
             )
+        if self.distill and self.student.trained is not None:
+            raise ValueError("student.trained: takes the place of stage 1; set distill to null, or drop it")
         if self.finetune and not self.data.finetune:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
         self._check_teacher_keys()
@@ -339,6 +345,16 @@ class Study:
             object.__setattr__(self, "distill", dataclasses.replace(self.distill, teachers_per_step="all"))
         if self.student.lora is not None and not self.distill:
             raise ValueError("student.lora: it is of stage 1, and there is no distill; drop one or give the other")
+
+    @property
+    def scores_file(self) -> bool:
+        """Whether nothing is trained and ``student.trained`` is scored as it is."""
+        return self.student.trained is not None and self.finetune is None
+
+    @property
+    def scores_tasks(self) -> bool:
+        """Whether scoring reads labels."""
+        return self.finetune is not None or self.scores_file
 
     @property
     def fresh_data(self) -> DataConfig | None:

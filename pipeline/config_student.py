@@ -43,6 +43,10 @@ class StudentConfig:
     ``teachers`` picks a subset of the recipe's teachers; ``None`` takes all of them. ``paths: none`` is the plain
     single-path student. ``aligners: null`` adds linear aligners exactly when a teacher's width differs.
 
+    ``checkpoint`` starts the stem alone; ``trained`` is a whole student, as ``sak import`` and ``sak export`` write it:
+    stage 2 starts from it in place of a stage 1, or where there is no stage 2 it is scored as it is. With it,
+    ``checkpoint`` and ``pretrained`` mean nothing.
+
     ``mean`` and ``std`` are what pixels are normalised with; ``normalization`` names them in their place: ``imagenet``
     (as published, whatever the stem was trained with), the stem's ``native`` ones, or ``half`` (to -1..1).
 
@@ -55,6 +59,7 @@ class StudentConfig:
     stem: str = "vit_small_patch16_384"
     overrides: dict[str, int] = field(default_factory=dict)
     checkpoint: str | None = None
+    trained: str | None = None
     pretrained: bool = False
     levels: tuple[int, ...] = ()
     teachers: tuple[str, ...] | None = None
@@ -72,6 +77,9 @@ class StudentConfig:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        if self.trained is not None:  # it has a stem of its own, wherever that was to come from
+            object.__setattr__(self, "checkpoint", None)
+            object.__setattr__(self, "pretrained", False)
         if self.lora is not None and self.freeze == "stem":
             raise ValueError("student.freeze: lora keeps the stem's own weights already; drop freeze: stem, or lora")
         named = self._named_statistics()

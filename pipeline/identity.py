@@ -37,7 +37,8 @@ _LATER = frozenset(
 # What a result does not depend on: the names of statistics that are there themselves, how gradients are had, and how a
 # batch is gone through, which as the number of ranks changes it by no more than rounding: a run goes on where there
 # are fewer or smaller GPUs.
-_NO_RESULT = frozenset({"normalization", "checkpointing", "accumulate"})
+# A trained student counts by its bytes, wherever they lie.
+_NO_RESULT = frozenset({"normalization", "checkpointing", "accumulate", "trained"})
 
 
 def distill_dir(study: Study, out: Path, /) -> StageDir:
@@ -99,12 +100,12 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
     """
     if study.data.eval is None:
         raise PipelineError("eval needs data.eval: images (with labels, to score tasks) and their views")
-    if study.finetune is None and study.distill is None:
+    if study.finetune is None and study.distill is None and not study.scores_file:
         raise PipelineError("eval needs a trained student: give the recipe distill, finetune or both")
     inputs = {
         "scoring": SCORING,
-        "trained": last_stage_dir(study, out).path.name,
-        "views": _views(view_set_spec(study.data.eval, labels=study.finetune is not None)),
+        "trained": student_identity(study.student) if study.scores_file else last_stage_dir(study, out).path.name,
+        "views": _views(view_set_spec(study.data.eval, labels=study.scores_tasks)),
         "eval": _scored_by(study.eval),
     }
     return StageDir.of(out, "eval", inputs=inputs)
@@ -113,6 +114,7 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
 def _scored_by(config: EvalConfig) -> dict[str, object]:
     """What decides a score; boundaries scored by pixel are as before there was a choice."""
     found = plain(config)
+    del found["save"]
     if config.boundary == "pixel":
         del found["boundary"]
         return found

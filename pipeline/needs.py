@@ -33,5 +33,5 @@ def needs(study: Study, /) -> tuple[Need, ...]:
     if study.data.eval:
         # Teachers over held-out images give the held-out distillation loss and the report's feature pictures.
         stored = {name: scored.codec(name) for name in teachers} if study.final_targets == "cached" else {}
-        found.append(Need("eval", study.data.eval, study.finetune is not None, stored))
+        found.append(Need("eval", study.data.eval, study.scores_tasks, stored))
     return tuple(found)

@@ -17,6 +17,7 @@ from PIL import Image
 from pipeline.errors import DataError
 
 __all__ = [
+    "FILL",
     "IGNORE",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
@@ -47,7 +48,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORE = 255
 """Ignored class, and the code of an invalid depth."""
 
-_FILL: dict[str, float] = {
+FILL: dict[str, float] = {
     "image": 0,
     "semseg": IGNORE,
     "human_parts": IGNORE,
@@ -182,12 +183,12 @@ def pad(maps: Maps, *, size: tuple[int, int]) -> dict[str, Array]:
     """
     out: dict[str, Array] = {}
     for name, array in maps.items():
-        if name not in _FILL:
-            raise DataError(f"cannot pad: expected one of {', '.join(_FILL)}, got map {name!r}; add its fill value")
+        if name not in FILL:
+            raise DataError(f"cannot pad: expected one of {', '.join(FILL)}, got map {name!r}; add its fill value")
         height, width = array.shape[:2]
         box = pad_box((height, width), outer=size)
         shape = (max(size[0], height), max(size[1], width), *array.shape[2:])
-        padded = np.full(shape, _FILL[name], dtype=array.dtype)
+        padded = np.full(shape, FILL[name], dtype=array.dtype)
         padded[box.top : box.top + height, box.left : box.left + width] = array
         out[name] = padded
     return out

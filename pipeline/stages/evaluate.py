@@ -17,9 +17,11 @@ from pipeline.boundary.counts import write_counts
 from pipeline.boundary.held_out import HeldOut, rules_of
 from pipeline.config import Study
 from pipeline.config_losses import FeatureLossConfig
-from pipeline.errors import NotDoneError, PipelineError
-from pipeline.identity import distill_dir, evaluate_dir, last_stage_dir
+from pipeline.errors import PipelineError
+from pipeline.identity import distill_dir, evaluate_dir
 from pipeline.loader import load_samples
+from pipeline.predictions.save import save_predictions, saving
+from pipeline.predictions.saver import Saver
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir, write_json
 from pipeline.standards import Standards, read_standards
@@ -27,17 +29,16 @@ from pipeline.students import Normalise
 from pipeline.targets import TargetSource, target_source
 from pipeline.tensors import to_tensors
 from pipeline.tracking import CONSOLE, progress_bar
+from pipeline.trained import trained_to_score
 from pipeline.training import loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views
 from sak.losses.distill import distill_loss
 from sak.metrics import TaskMetrics
-from sak.spec import StudentSpec
-from sak.student.model import Student, StudentOutput, build_student
-from sak.weights import load_strict, load_weights
+from sak.student.model import Student, StudentOutput, parameter_counts
 from store.viewset import ViewSet
 
-__all__ = ["decode_predictions", "evaluate", "trained_student"]
+__all__ = ["decode_predictions", "evaluate"]
 
 Array = NDArray[np.generic]
 
@@ -57,26 +58,28 @@ def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
     assert data is not None
     if stage.done():
         CONSOLE.print(f"{label}: eval is done ({stage.path}), skipped")
+        save_predictions(study, out, stage, label=label)
         return stage
     device = pick_device(study.device)
     seed_everything(study.seed, threads=study.threads)
-    view_set = complete_views(study, data, labels=study.finetune is not None)
-    student, record = trained_student(last_stage_dir(study, out), device=device)
-    if view_set.spec.dataset != record.get("dataset", ""):
-        raise PipelineError(f"eval: trained on {record['dataset']}, but data.eval is {view_set.spec.dataset}")
+    view_set = complete_views(study, data, labels=study.scores_tasks)
+    student, dataset, before = trained_to_score(study, out, device=device)
+    if view_set.spec.dataset != dataset:
+        raise PipelineError(f"eval: trained on {dataset or 'no labels'}, but data.eval is {view_set.spec.dataset}")
     kind = study.final_targets
     targets = target_source(study.scored, view_set, kind=kind, device=device) if kind else None
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
     standards = Standards({})
     if targets is not None and study.distill is not None:
         standards = read_standards(study.distill, distill_dir(study, out).path, device=device)
-    scorer = _Scorer(student, normalise, view_set, targets, standards, _loss_config(study))
+    scorer = _Scorer(student, normalise, view_set, targets, standards, study.finetune or study.distill)
     with stage.work(device=device) as extra:
-        before = last_stage_dir(study, out)
         extra |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
         rows = view_set.usable_rows().tolist()
-        with _boundary(study, view_set, student) as boundary:
-            metrics, gates = scorer.score(rows, batch=study.eval.batch, label=f"{label}: eval", boundary=boundary)
+        with _boundary(study, view_set, student) as boundary, saving(study, out, stage, label=label) as saver:
+            metrics, gates = scorer.score(
+                rows, batch=study.eval.batch, label=f"{label}: eval", boundary=boundary, saver=saver
+            )
             if boundary:
                 metrics["edge"] |= _write_boundary(boundary, stage.path, metric=study.eval.boundary)
                 extra["boundary"] = boundary.about
@@ -85,30 +88,10 @@ def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
         gallery = scorer.gallery(rows[: study.eval.gallery])
         np.savez_compressed(stage.path / "gallery.npz", **gallery)  # type: ignore[arg-type]
         extra |= {"images": len(rows), "experts": ["stem", *student.spec.teacher_widths]}
+        if before is None:  # no stage before this one has it on record
+            extra |= {"dataset": dataset, "parameters": parameter_counts(student), "spec": student.spec.to_dict()}
+    save_predictions(study, out, stage, label=label)
     return stage
-
-
-def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Student, dict[str, object]]:
-    """The network of a finished stage, in eval mode, and the stage's record.
-
-    Raises:
-        NotDoneError: The stage is not done.
-        CheckpointError: Its weights do not fit its own description.
-    """
-    if not stage.done():
-        raise NotDoneError(f"{stage.path}: this stage is not done")
-    record = stage.record()
-    assert isinstance(record["spec"], dict)
-    student = build_student(StudentSpec.from_dict(record["spec"]))
-    path = stage.path / "student.safetensors"
-    load_strict(student, load_weights(path), where=str(path))
-    return student.to(device).eval(), record
-
-
-def _loss_config(study: Study) -> FeatureLossConfig:
-    config = study.finetune or study.distill
-    assert config is not None
-    return config
 
 
 def decode_predictions(logits: Mapping[str, Tensor], /) -> dict[str, Array]:
@@ -167,14 +150,16 @@ class _Scorer(NamedTuple):
     view_set: ViewSet
     targets: TargetSource | None
     standards: Standards
-    loss: FeatureLossConfig
+    loss: FeatureLossConfig | None
 
     @property
     def device(self) -> torch.device:
         """Of the student, where all else is brought."""
         return next(self.student.parameters()).device
 
-    def score(self, rows: Sequence[int], /, *, batch: int, label: str, boundary: HeldOut | None) -> _Score:
+    def score(
+        self, rows: Sequence[int], /, *, batch: int, label: str, boundary: HeldOut | None, saver: Saver | None
+    ) -> _Score:
         """Metrics over rows, and the mean mixing weights (level, expert) of each task."""
         tasks = tuple(self.student.spec.tasks)
         metrics = TaskMetrics(self.view_set.spec.dataset, tasks) if tasks else None
@@ -189,6 +174,8 @@ class _Scorer(NamedTuple):
                 feature += loss * len(chunk)
                 if metrics:
                     metrics.update(output.tasks, {task: value.to(self.device) for task, value in labels.items()})
+                if saver:
+                    saver.add(chunk, output.tasks)
                 if boundary:
                     bytes_B1HW = (output.tasks["edge"].float().sigmoid() * 255).to(torch.uint8)
                     maps_BHW = bytes_B1HW[:, 0].cpu().numpy()
@@ -222,7 +209,7 @@ class _Scorer(NamedTuple):
 
     def _forward(self, rows: Sequence[int], pixels: Tensor) -> tuple[StudentOutput, float]:
         output = self.student(self.normalise(pixels), with_aligned=self.targets is not None)
-        if self.targets is None:
+        if self.targets is None or self.loss is None:
             return output, 0.0
         wanted = self._wanted(self.targets, rows, pixels)
         loss, weights = self.loss, loss_weights(self.loss)
