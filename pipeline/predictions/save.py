@@ -25,7 +25,7 @@ from pipeline.trained import spec_to_score, trained_to_score
 from pipeline.transforms import FILL
 from pipeline.viewsets import complete_views
 from pipeline.whole_file import write_whole
-from sak.tasks import dataset_spec
+from sak.tasks import TASK_NAMES, dataset_spec
 from store.viewset import ViewSet
 
 __all__ = ["save_predictions", "saving"]
@@ -33,7 +33,6 @@ __all__ = ["save_predictions", "saving"]
 RECORD = "predictions.json"
 SHEETS = "sheets"
 _PER_SHEET = 6
-_ORDER = ("semseg", "human_parts", "sal", "normals", "edge", "depth")
 
 
 class _Plan(NamedTuple):
@@ -89,7 +88,7 @@ def _plan(study: Study, out: Path, stage: StageDir, *, label: str) -> _Plan | No
         return None
     folder = stage.path / "predictions" if asked is True else Path(asked) / label
     view_set = complete_views(study, data, labels=study.scores_tasks)
-    tasks = tuple(task for task in _ORDER if task in spec.tasks)
+    tasks = tuple(task for task in TASK_NAMES if task in spec.tasks)
     _claim(folder, _record(stage, view_set, tasks))
     return _Plan(folder, view_set, tasks, view_set.usable_rows().tolist())
 

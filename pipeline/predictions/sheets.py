@@ -19,11 +19,12 @@ from sak.tasks import DatasetSpec
 
 __all__ = ["SheetImage", "sheet"]
 
-CELL, GAP, MARGIN, GUTTER = 208, 8, 24, 22
+CELL, GAP, MARGIN, GUTTER = 208, 8, 24, 26
 TALLEST = 280
-LINE = 18
+LINE = 20
 INK, PALE, PAPER, RULE = (28, 32, 38), (112, 118, 126), (255, 255, 255), (222, 225, 229)
 ROWS = ("prediction", "truth")
+_SIZE = 14  # of letters, in pixels
 
 Pixels = NDArray[np.uint8]
 
@@ -62,19 +63,20 @@ def sheet(images: Sequence[SheetImage], /, *, dataset: DatasetSpec, tasks: Seque
         tasks: Columns, from left to right.
     """
     blocks = [_block(item, dataset=dataset.name, tasks=tasks) for item in images]
-    width = 2 * MARGIN + GUTTER + (len(tasks) + 1) * (CELL + GAP) - GAP
+    width = _left(len(tasks)) + CELL + MARGIN
     keys = [_entries(images, dataset=dataset, task=task) for task in tasks if task in CLASS_TASKS]
     key_lines = [line for entries in keys for line in _wrapped(entries, width=width - 2 * MARGIN)]
     heads = MARGIN + LINE + GAP + LINE + GAP
-    height = heads + sum(2 * block.height + 3 * GAP for block in blocks) + GAP + LINE * len(key_lines) + MARGIN
+    height = heads + sum(2 * block.height + 3 * GAP for block in blocks) + 2 * GAP + LINE * len(key_lines) + MARGIN
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
-    _text(draw, (MARGIN, MARGIN), title, size=15)
+    _text(draw, (MARGIN, MARGIN - GAP), title, size=17)
     for column, label in enumerate(("image", *(dataset.task(task).short_name for task in tasks))):
-        _text(draw, (_left(column), MARGIN + LINE + GAP), label, size=13, bold=True)
+        _text(draw, (_left(column), MARGIN + LINE + GAP), label, size=_SIZE, bold=True)
     top = heads
     for block in blocks:
         top = _paste(page, block, top=top, tasks=tasks)
+    top += GAP
     for line in key_lines:
         top = _paste_key(draw, line, top=top)
     buffer = io.BytesIO()
@@ -83,7 +85,8 @@ def sheet(images: Sequence[SheetImage], /, *, dataset: DatasetSpec, tasks: Seque
 
 
 def _left(column: int) -> int:
-    return MARGIN + GUTTER + column * (CELL + GAP)
+    # Between the image and the tasks stand the names of the lines.
+    return MARGIN + column * (CELL + GAP) + (GUTTER if column else 0)
 
 
 def _block(item: SheetImage, *, dataset: str, tasks: Sequence[str]) -> _Block:
@@ -99,7 +102,7 @@ def _block(item: SheetImage, *, dataset: str, tasks: Sequence[str]) -> _Block:
     }
     notes = [item.name, f"{columns} x {rows}"]
     if "depth" in tasks:
-        notes.append(f"depth {limits.near:.1f} to {limits.far:.1f} m")
+        notes += [f"depth: {limits.near:.1f} m is bright,", f"{limits.far:.1f} m dark"]
     return _Block(height, _fitted(item.image, height, task=""), cells, tuple(notes))
 
 
@@ -124,16 +127,17 @@ def _paste(page: Image.Image, block: _Block, *, top: int, tasks: Sequence[str]) 
     page.paste(block.image, (_left(0), first))
     for index, name in enumerate(ROWS):
         line = first + index * (block.height + GAP)
-        page.paste(_upright(name), (MARGIN, line))
+        upright = _upright(name)
+        page.paste(upright, (_left(0) + CELL + GAP, line + max(0, block.height - upright.height) // 2))
         for column, task in enumerate(tasks, start=1):
             cell = block.cells.get((name, task))
             if cell is None:
-                _text(draw, (_left(column), line), "no label", size=12, ink=PALE)
+                _text(draw, (_left(column), line), "no label", size=_SIZE, ink=PALE)
             else:
                 page.paste(cell, (_left(column), line))
     for index, note in enumerate(block.notes):
         at = (_left(0), first + block.height + GAP + index * LINE)
-        _text(draw, at, _shortened(note, CELL), size=12, ink=PALE if index else INK)
+        _text(draw, at, _shortened(note, CELL), size=_SIZE, ink=PALE if index else INK)
     return first + 2 * block.height + 2 * GAP + GAP // 2
 
 
@@ -173,10 +177,10 @@ def _paste_key(draw: ImageDraw.ImageDraw, line: Sequence[tuple[int, _Entry]], *,
     for at, entry in line:
         left = MARGIN + at
         if entry.colour == PAPER:
-            _text(draw, (left, top), entry.name, size=12, bold=True)
+            _text(draw, (left, top), entry.name, size=_SIZE, bold=True)
             continue
         draw.rectangle([left, top + 2, left + 11, top + 13], fill=entry.colour, outline=RULE)
-        _text(draw, (left + LINE, top), entry.name, size=12)
+        _text(draw, (left + LINE, top), entry.name, size=_SIZE)
     return top + LINE
 
 
@@ -200,7 +204,7 @@ def _text(
 
 
 def _width(text: str) -> int:
-    return int(_font(12).getlength(text.encode("latin-1", "replace").decode("latin-1"))) + 1
+    return int(_font(_SIZE).getlength(text.encode("latin-1", "replace").decode("latin-1"))) + 1
 
 
 def _shortened(text: str, width: int) -> str:
@@ -215,5 +219,5 @@ def _shortened(text: str, width: int) -> str:
 def _upright(text: str) -> Image.Image:
     """A line's name, to be read from below."""
     strip = Image.new("RGB", (_width(text) + 2, GUTTER - 4), PAPER)
-    _text(ImageDraw.Draw(strip), (0, 1), text, size=12, ink=PALE)
+    _text(ImageDraw.Draw(strip), (0, 1), text, size=_SIZE, ink=PALE)
     return strip.rotate(90, expand=True)

@@ -208,7 +208,7 @@ def test_maps_have_the_size_of_the_image_not_of_the_view(finished: Finished, tmp
 
 def test_by_command(saved: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(dict(saved[0].resolved)), encoding="utf-8")
+    recipe.write_text(yaml.safe_dump(dict(saved[0].resolved), sort_keys=False), encoding="utf-8")
     done = CliRunner().invoke(cli.app, ["eval", str(recipe), "--save-to", str(tmp_path / "my maps")])
     assert done.exit_code == 0, done.output
     assert bytes_of(tmp_path / "my maps" / "sak") == bytes_of(saved[1])

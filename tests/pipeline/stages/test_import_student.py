@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import cli
 from pipeline.errors import PipelineError, RecipeError
-from pipeline.identity import evaluate_dir, finetune_dir
+from pipeline.identity import distill_dir, evaluate_dir, finetune_dir
 from pipeline.preflight import preflight
 from pipeline.runs import collect
 from pipeline.stagedir import read_json
@@ -84,6 +84,17 @@ def test_stage_1_is_told_and_starts_stage_2_at_another_size(
     assert {*start["left_out"]} == {name for name in names if name.startswith("aligners.")}
     assert {*start["loaded"]} == names - {*start["left_out"]}
     assert {name.split(".")[0] for name in start["new"]} == {"routers", "heads"}
+
+
+def test_a_recipes_own_stage_1_is_told_as_well(finished: Finished) -> None:
+    study = finished.recipe.runs[0].study
+    start: Any = read_json(finetune_dir(study, finished.recipe.out).path / "start.json")
+    assert start["from"] == distill_dir(study, finished.recipe.out).path.name
+    assert start["resized"] == start["left_out"] == []
+    assert not {*start["loaded"]} & {*start["new"]}
+    assert len(start["loaded"]) + len(start["new"]) == len(
+        load_weights(finetune_dir(study, finished.recipe.out).path / "student.safetensors")
+    )
 
 
 def test_stage_2_is_scored_as_it_is_and_stands_in_the_table(
