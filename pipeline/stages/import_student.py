@@ -17,7 +17,7 @@ from sak.reference_spec import Known, recognise
 from sak.spec import StudentSpec
 from sak.student.file import Origin, save_student
 from sak.teachers.constants import IMAGENET_MEAN, IMAGENET_STD
-from sak.weights import read_checkpoint
+from sak.weights import load_metadata, read_checkpoint
 
 __all__ = ["Imported", "import_student", "known_of", "parts_table", "student_lines"]
 
@@ -68,14 +68,16 @@ def import_student(source: Path, out: Path | None, /, *, known: Known) -> Import
     """Read a published checkpoint, all of it or nothing, and write it as a student's file; without ``out`` only read.
 
     Raises:
-        CheckpointError: The file cannot be read, is no published checkpoint, or a tensor is missing, extra or of a
-            wrong shape; or ``out`` is ``source``, or cannot be written.
+        CheckpointError: The file cannot be read, is no published checkpoint or imported already, a tensor is missing,
+            extra or of a wrong shape, or ``out`` is ``source`` or cannot be written.
         SakError: What the user told does not fit.
     """
     if out is not None and out.resolve() == source.resolve():
         raise CheckpointError(f"{out}: expected another file than the one that is imported; name another --out")
     checkpoint = read_checkpoint(source)
     ordered = source.suffix != ".safetensors"
+    if not ordered and "spec" in load_metadata(source):
+        raise CheckpointError(f"{source}: is a student of this project already; use it as student.trained={source}")
     spec, dataset = recognise(checkpoint.state, known=known, ordered=ordered, where=str(source))
     fitted = fit_reference(checkpoint.state, spec, where=str(source))
     if out is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,26 @@ RECIPE = ("distill=null", f"student.stem={STEM}", "student.overrides={}", "stude
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """What the published code would have saved: weights under its names beside the state of a training."""
     folder = tmp_path_factory.mktemp("published")
-    for stage, spec in ((1, STAGE1), (2, STAGE2)):
+    for stage in (1, 2):
         beside = {"optimizer": {"state": {0: torch.zeros(2)}}, "scheduler": {"last_epoch": 3}, "epoch": 29}
-        torch.save({"model": reference_state(student_of(spec)), **beside}, folder / f"stage{stage}.pth")
+        torch.save({"model": reference_state(student_of(stage)), **beside}, folder / f"stage{stage}.pth")
     return {stage: folder / f"stage{stage}.pth" for stage in (1, 2)}
 
 
-def student_of(spec: StudentSpec) -> Student:
+@pytest.fixture(scope="module")
+def students(checkpoints: dict[int, Path]) -> dict[int, Path]:
+    """The same as ``sak import`` writes them."""
+    paths = {stage: path.with_suffix(".safetensors") for stage, path in checkpoints.items()}
+    for stage, path in paths.items():
+        imported(checkpoints[stage], "--out", path)
+    return paths
+
+
+@cache
+def student_of(stage: int) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build_student(spec)
+        return build_student(STAGE1 if stage == 1 else STAGE2)
 
 
 def imported(*arguments: str | Path) -> str:
@@ -78,7 +89,7 @@ def test_stage_1_is_told_and_starts_stage_2_at_another_size(
     recipe = finished.fresh(tmp_path, *RECIPE, hub, f"student.trained={path}", "finetune.alpha=0", "finetune.steps=1")
     run_stages(recipe, ["finetune"])
     start: Any = read_json(finetune_dir(recipe.runs[0].study, tmp_path).path / "start.json")
-    names = student_of(STAGE1).state_dict().keys()
+    names = student_of(1).state_dict().keys()
     assert start["from"] == path.name
     assert start["resized"] == ["stem.pos_embed"]
     assert {*start["left_out"]} == {name for name in names if name.startswith("aligners.")}
@@ -107,7 +118,7 @@ def test_stage_2_is_scored_as_it_is_and_stands_in_the_table(
     study = recipe.runs[0].study
     student, dataset, stage = trained_to_score(study, tmp_path, device=torch.device("cpu"))
     assert (dataset, stage) == ("scenes", None)
-    for name, tensor in student_of(STAGE2).state_dict().items():
+    for name, tensor in student_of(2).state_dict().items():
         assert torch.equal(student.state_dict()[name], tensor), name
     run_stages(recipe, ["eval"])
     (row,) = collect(recipe)
@@ -140,10 +151,9 @@ def test_an_exported_student_is_scored_like_the_run(finished: Finished, tmp_path
     ],
 )
 def test_what_does_not_go_together_is_told_before_any_work(
-    checkpoints: dict[int, Path], finished: Finished, tmp_path: Path, overrides: list[str], match: str
+    students: dict[int, Path], finished: Finished, tmp_path: Path, overrides: list[str], match: str
 ) -> None:
-    path = tmp_path / "student.safetensors"
-    imported(checkpoints[1], "--out", path)
+    path = students[1]
     with pytest.raises(RecipeError, match=match):
         check(finished, tmp_path, *RECIPE, f"student.trained={path}", "finetune.alpha=0", *overrides)
 
@@ -153,20 +163,16 @@ def check(finished: Finished, out: Path, *overrides: str) -> None:
     preflight([("sak", study)], out, stages=["finetune", "eval"])
 
 
-def test_views_of_another_size_cannot_be_scored(
-    checkpoints: dict[int, Path], finished: Finished, tmp_path: Path
-) -> None:
-    path = tmp_path / "student.safetensors"
-    imported(checkpoints[2], "--out", path)
+def test_views_of_another_size_cannot_be_scored(students: dict[int, Path], finished: Finished, tmp_path: Path) -> None:
+    path = students[2]
     with pytest.raises(RecipeError, match=r"data\.eval\.view\.size: expected 32x32, at which"):
         check(finished, tmp_path, "distill=null", "finetune=null", f"student.trained={path}", "data.eval.view.size=48")
 
 
 def test_a_run_that_trains_nothing_has_nothing_to_export(
-    checkpoints: dict[int, Path], finished: Finished, tmp_path: Path
+    students: dict[int, Path], finished: Finished, tmp_path: Path
 ) -> None:
-    path = tmp_path / "student.safetensors"
-    imported(checkpoints[2], "--out", path)
+    path = students[2]
     study = finished.fresh(tmp_path, "distill=null", "finetune=null", f"student.trained={path}").runs[0].study
     with pytest.raises(PipelineError, match="this run trains nothing"):
         export(study, tmp_path, tmp_path / "x.safetensors", what="student", dtype="fp32")
@@ -188,7 +194,11 @@ def test_weights_alone_are_no_student(checkpoints: dict[int, Path], finished: Fi
 
 
 def test_refusals_are_one_line(
-    checkpoints: dict[int, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoints: dict[int, Path],
+    students: dict[int, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sorted_file = tmp_path / "stage2.safetensors"
     save_weights(sorted_file, load_weights(checkpoints[2]))
@@ -197,6 +207,7 @@ def test_refusals_are_one_line(
     for arguments, match in (
         ([sorted_file], "keeps none; tell it, as in --teachers"),
         ([sorted_file, "--teachers", "second,first", "--out", sorted_file], "another file than the one"),
+        ([students[1]], "is a student of this project already; use it as student.trained="),
         ([cut], "expected tensors only (torch weights-only)"),
         ([tmp_path / "none.pth"], "found none at"),
         ([checkpoints[1], "--size", "64x64x3"], "--size: expected pixels as 512 or 448x576"),
