@@ -108,13 +108,15 @@ def _record(stage: StageDir, view_set: ViewSet, tasks: Sequence[str]) -> dict[st
 def _claim(folder: Path, record: Mapping[str, object]) -> None:
     """Leave the record in a new folder, and refuse one that is not of the same network and images."""
     path = folder / RECORD
+    # In this order: other ranks may be leaving the very same record.
+    others = folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir())
     if path.exists():
         there = read_json(path)
         if there != dict(record):
             changed = ", ".join(sorted(key for key in record if there.get(key) != record[key]))
             raise PipelineError(f"{folder}: holds other predictions (their {changed} differ); name another folder")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if others:
         raise PipelineError(f"{folder}: holds other files than predictions; name a new folder")
     write_json(path, record)
 

@@ -5,7 +5,6 @@ Legend: B batch, C channels, H W rows and columns.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.transforms import Array
 from pipeline.views import ViewDraw
 from pipeline.whole_file import write_whole
 from store.viewset import ViewSet
+from store.workers import processors
 
 __all__ = ["Place", "Saver", "map_path"]
 
@@ -57,7 +57,7 @@ class Saver:
         self._folder, self._tasks, self._dataset = folder, tuple(tasks), view_set.spec.dataset
         self._places = {place.row: place for place in _places(view_set, rows)}
         self._absent = {row for row, place in self._places.items() if not all(p.exists() for p in self._files(place))}
-        writers = min(_MOST_WRITERS, len(os.sched_getaffinity(0)))
+        writers = min(_MOST_WRITERS, processors())
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="sak-predictions")
         self._pending: set[Future[None]] = set()
         self._most = 2 * writers

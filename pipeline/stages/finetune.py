@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.config import FinetuneConfig, Study
 from pipeline.distributed import ALONE, Ranks
-from pipeline.errors import NotDoneError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.feature_losses import adapter_scales, gate_weights
 from pipeline.identity import distill_dir, finetune_dir
 from pipeline.loader import Batch, Loader
@@ -20,10 +20,10 @@ from pipeline.runtime import pick_device, seed_everything
 from pipeline.split import Split
 from pipeline.stagedir import StageDir, write_json
 from pipeline.standards import Standards, read_standards
+from pipeline.starting import load_start
 from pipeline.students import STAGE1_PARTS, Normalise, limit_training, make_student, student_spec
 from pipeline.targets import TargetSource, target_source
 from pipeline.tracking import CONSOLE
-from pipeline.trained import check_trained, read_trained
 from pipeline.trainer import TrainPlan
 from pipeline.training import compiled, finetune_rate, loss_weights
 from pipeline.uses import record_uses
@@ -31,9 +31,9 @@ from pipeline.viewsets import complete_views, view_size
 from sak.losses.distill import distill_loss, distill_measures
 from sak.losses.tasks import task_losses
 from sak.spec import StudentSpec
-from sak.student.model import Student, StudentOutput, load_stage1, parameter_counts
+from sak.student.model import Student, StudentOutput, parameter_counts
 from sak.tasks import dataset_spec
-from sak.weights import LoadReport, load_weights, save_weights
+from sak.weights import save_weights
 from store.viewset import ViewSet
 
 __all__ = ["finetune", "tasks_of"]
@@ -60,7 +60,8 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     view_set = complete_views(study, data, labels=True)
     tasks = tasks_of(study, view_set)
     targets = target_source(study, view_set, kind=config.targets, device=device) if study.final_targets else None
-    student, spec, start = _student(study, out, view_set, tasks, targets)
+    student, spec = _student(study, view_set, tasks, targets)
+    start = load_start(student, study, out, aligned=targets is not None)
     limit_training(student, study.student, stage=2, seed=study.seed)
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed + 1, tasks=tasks, targets=targets, device=device)
@@ -79,12 +80,12 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     length = length_line(view_set, steps=steps, split=split)
     CONSOLE.print(f"{label}: finetune {length}; tasks {', '.join(tasks)}; alpha {config.alpha:g}")
     if start:
-        CONSOLE.print(f"{label}: finetune starts from {start.source}: {start.report.story()}")
+        CONSOLE.print(f"{label}: finetune {start.story()}")
     with stage.work(device=device, ranks=ranks) as record:
+        if start and ranks.first:
+            write_json(stage.path / "start.json", start.to_json())
         if ranks.first:
             record |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
-            if start:
-                write_json(stage.path / "start.json", {"from": start.source, **start.report.to_json()})
         plan = replace(_plan(study, config, student, split=split, steps=steps), inputs=stage.inputs)
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
         seed_everything(study.seed + 1, threads=study.threads)
@@ -112,67 +113,22 @@ def tasks_of(study: Study, view_set: ViewSet, /) -> tuple[str, ...]:
     return tuple(task for task in view_set.spec.tasks if not asked or task in asked)
 
 
-class _Start(NamedTuple):
-    """What stage 2 started from, and what of that it took."""
-
-    source: str
-    report: LoadReport
-
-
-class _Made(NamedTuple):
-    student: Student
-    spec: StudentSpec
-    start: _Start | None
-
-
-def _student(study: Study, out: Path, view_set: ViewSet, tasks: tuple[str, ...], targets: TargetSource | None) -> _Made:
-    """The stage-2 network, started from stage 1, or from a student's file, when the study has one.
+def _student(
+    study: Study, view_set: ViewSet, tasks: tuple[str, ...], targets: TargetSource | None
+) -> tuple[Student, StudentSpec]:
+    """The stage-2 network, as its seed makes it.
 
     Without a teacher loss in stage 2 nothing aligns to teachers any more: adapter paths stay, aligners go, and a plain
     student keeps its stem alone.
     """
     widths: Mapping[str, tuple[int, ...]] = targets.widths if targets else {}
-    drop: tuple[str, ...] = ()
     if targets is None:
-        plain_student = study.student.paths == "none"
-        widths = {} if plain_student else dict.fromkeys(study.student_teachers, ())
-        drop = ("norms.", "aligners.") if plain_student else ("aligners.",)
+        widths = {} if study.student.paths == "none" else dict.fromkeys(study.student_teachers, ())
     channels = {task: dataset_spec(view_set.spec.dataset).tasks[task].channels for task in tasks}
     size = view_size(view_set.spec)
     spec = student_spec(study.student, image_size=size, widths=widths, tasks=channels)
     student = make_student(study.student, spec, seed=study.seed, load_stem=study.distill is None)
-    return _Made(student, spec, _load_start(student, study, out, drop=drop))
-
-
-def _load_start(student: Student, study: Study, out: Path, *, drop: tuple[str, ...]) -> _Start | None:
-    if study.distill:
-        stage1 = distill_dir(study, out)
-        if not stage1.done():
-            raise NotDoneError(f"finetune starts from stage 1, which is not done ({stage1.path})")
-        path = stage1.path / "student.safetensors"
-        before, state = StudentSpec.from_dict(_mapping(stage1.record()["spec"])), load_weights(path)
-        where, source = str(path), stage1.path.name
-    elif study.student.trained:
-        check_trained(study)
-        before, _, state = read_trained(study.student)
-        where, source = study.student.trained, Path(study.student.trained).name
-    else:
-        return None
-    return _Start(source, load_stage1(student, state, where=where, source_grid=_grid(before, student), drop=drop))
-
-
-def _grid(before: StudentSpec, student: Student) -> tuple[int, int] | None:
-    """Token grid of stage 1 when its image size differs; same patch size, so it scales with the image."""
-    if before.image_size == student.spec.image_size:
-        return None
-    rows, columns = student.grid
-    height, width = student.spec.image_size
-    return before.image_size[0] * rows // height, before.image_size[1] * columns // width
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    assert isinstance(value, dict)
-    return value
+    return student, spec
 
 
 class _Losses(NamedTuple):
