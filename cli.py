@@ -75,7 +75,7 @@ app = typer.Typer(
     epilog="""Example:  sak run workflows/quickstart.yaml
 
     Exit codes: 0 done, or stopped by SIGTERM in extraction or training, with what was finished saved; 1 damage found by
-    sak store verify or left by repair; 2 input to correct; 130 interrupted.""",
+    sak store verify or left by repair, or faults found by sak data check; 2 input to correct; 130 interrupted.""",
 )
 app.add_typer(store_app, name="store")
 app.add_typer(bench_app, name="bench")
@@ -204,17 +204,26 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Also write predictions, into DIR/RUN of each run.")
     ] = None,
 ) -> None:
-    """Score finished students, alone, on held-out images: every task's metric, router weights, pictures.
+    """Score finished students, alone, on held-out images, and print every metric of every task, class by class.
 
     --save (or eval.save in a recipe) writes every task's map of every image at the image's own size, TASK/KEY.png:
     class indices with a palette, depth in 16-bit millimetres, normals as RGB, saliency and boundary in 8 bits; and
     contact sheets of prediction and truth. What is scored already is not scored again, what is saved is not made
     again. edge/ is what sak eval boundary --predictions takes. Formats: docs/predictions.md.
+
+    On N GPUs: torchrun --nproc_per_node=N --no-python sak eval RECIPE; the result is the same (docs/evaluation.md).
     """
-    saved = json.dumps(str(save_to)) if save_to is not None else "true"
-    changes = [f"eval.save={saved}"] if save or save_to is not None else []
+    where = json.dumps(str(save_to)) if save_to is not None else "true"
+    changes = [f"eval.save={where}"] if save or save_to is not None else []
     with _ranks() as ranks, _made_by("run", recipe, overrides):
-        _stages(("eval",), _load(recipe, [*(overrides or []), *changes]), only, ranks)
+        loaded = _load(recipe, [*(overrides or []), *changes])
+        _stages(("eval",), loaded, only, ranks)
+        if ranks is None or ranks.first:
+            from pipeline.runs import scored
+            from pipeline.scores import score_tables
+
+            for table in score_tables(scored(loaded, only or [])):
+                print_table(table)
 
 
 app.command(
@@ -233,13 +242,15 @@ def report(
 ) -> None:
     """Print the results table of finished runs and write one self-contained HTML page."""
     loaded = _load(recipe, overrides)
-    from pipeline.results import results_table
+    from pipeline.results import delta_notes, results_table
     from pipeline.stages.report import report as write
 
     path = out or loaded.out / "report.html"
     with _made_by("run", recipe, overrides):
         results = write(loaded, path)
     print_table(results_table(results))
+    for note in delta_notes(loaded, results):
+        print(note)
     print(f"report: {path}")
 
 

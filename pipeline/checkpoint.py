@@ -1,4 +1,4 @@
-"""Exact-resume checkpoints: one safetensors file with weights, averages, optimiser state, random state and position.
+"""Exact-resume checkpoints: one safetensors file with all that training changes, random state and position included.
 
 It depends on no number of ranks or micro-batches: between two steps all ranks hold the same.
 Written to a temporary name, flushed and renamed, so that a kill at any moment leaves the previous checkpoint intact.
@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -27,18 +28,25 @@ _NAME = re.compile(r"step-(\d{9})\.safetensors")
 
 
 class TrainState(NamedTuple):
-    """What training changes. ``average`` is that of the weights, by their names; empty without one."""
+    """What training changes.
+
+    Attributes:
+        average: That of the weights, by their names; empty without one.
+        balance: What learnt weights of tasks consist of; empty where they are fixed.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: Mapping[str, Tensor]
+    balance: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def save_checkpoint(folder: Path, state: TrainState, /, *, step: int, keep: int) -> Path:
     """Write ``step-000000123.safetensors`` and delete all but the newest ``keep``."""
     tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"average/{name}": tensor for name, tensor in state.average.items()}
+    tensors |= {f"balance/{name}": tensor for name, tensor in state.balance.items()}
     for name, values in _named_state(state.model, state.optimizer).items():
         tensors |= {f"optim/{name}/{key}": value for key, value in values.items() if isinstance(value, Tensor)}
     tensors |= {f"rng/{kind}": tensor for kind, tensor in RandomState.now().items()}
@@ -71,17 +79,19 @@ def load_checkpoint(path: Path, state: TrainState, /) -> int:
     saved = _read(path)
     report = compare_state(state.model.state_dict(), saved.groups["model"])
     averages = compare_state(state.average, saved.groups["average"])
+    balance = compare_state(state.balance, saved.groups["balance"])
     known = dict(state.model.named_parameters()).keys()
     strange = {name.rpartition("/")[0] for name in saved.groups["optim"]} - known
-    if strange or not report.fits or not averages.fits:
+    if strange or not (report.fits and averages.fits and balance.fits):
         raise CheckpointError(
             f"{path}: expected a checkpoint of this very network, got {report.summary()} (of averages:"
-            f" {averages.summary()}), and optimiser state of {len(strange)} other parameters; delete"
-            f" {path.parent.parent} to start over"
+            f" {averages.summary()}; of tasks' weights: {balance.summary()}), and optimiser state of"
+            f" {len(strange)} other parameters; delete {path.parent.parent} to start over"
         )
     state.model.load_state_dict(saved.groups["model"])
-    for name, tensor in state.average.items():
-        tensor.copy_(saved.groups["average"][name])
+    for group, tensors in (("average", state.average), ("balance", state.balance)):
+        for name, tensor in tensors.items():
+            tensor.copy_(saved.groups[group][name])
     _load_optimizer(state.model, state.optimizer, saved.groups["optim"])
     RandomState(saved.groups["rng"]).restore()
     state.scaler.load_state_dict(saved.scaler)
@@ -95,7 +105,7 @@ class _Saved(NamedTuple):
 
 
 def _read(path: Path) -> _Saved:
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optim": {}, "rng": {}}
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "balance": {}, "optim": {}, "rng": {}}
     try:
         about = load_metadata(path)
         tensors = load_weights(path)

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.config_checks import (
     average_decay,
     fraction,
+    fresh_views,
     live_crops,
     not_negative,
     one_length,
@@ -24,13 +25,14 @@ from pipeline.config_checks import (
     rates,
     whole_epochs,
 )
+from pipeline.config_eval import EvalConfig
 from pipeline.config_loader import LoaderConfig
 from pipeline.config_losses import CompileMode, FeatureLossConfig
 from pipeline.config_student import LoraConfig, StudentConfig
+from pipeline.config_tasks import TaskTrainingConfig
 from pipeline.config_teachers import STRICT, CodecValue, ExtractConfig, Precision, Size, TeacherConfig
 from pipeline.config_track import TrackConfig
 from pipeline.views import ViewSpec
-from store.codecs.registry import choice_json
 
 __all__ = [
     "DataConfig",
@@ -194,14 +196,15 @@ class DistillConfig(FeatureLossConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class FinetuneConfig(FeatureLossConfig):
+class FinetuneConfig(TaskTrainingConfig):
     """Stage 2. The defaults are the paper's; ``tasks`` empty means every task of the data set.
 
     ``warmup``, ``start_lr`` and ``end_lr`` belong to the cosine schedule; poly falls from ``lr`` to 0 by ``power``.
 
     ``alpha`` weighs the cached (or online) teacher loss; at 0 no teacher features are read. ``stem_lr_scale``
-    multiplies the rate of everything that stage 1 trained. ``batch``, ``ema``, ``compile`` and ``fused`` are as in
-    stage 1; there are no micro-batches, because the heads' batch normalisation needs the whole batch.
+    multiplies the rate of everything that stage 1 trained, where ``lr_scales`` says nothing of it. ``batch``, ``ema``,
+    ``compile`` and ``fused`` are as in stage 1; there are no micro-batches, because the heads' batch normalisation
+    needs the whole batch.
     """
 
     steps: int | None = None
@@ -227,6 +230,7 @@ class FinetuneConfig(FeatureLossConfig):
     def __post_init__(self) -> None:
         self.check_loss("finetune")
         self.settle_compile("finetune", self.compile)
+        self.check_tasks(compile_=self.compile, precision=self.precision)
         one_length("finetune", self.steps, self.epochs)
         average_decay("finetune", self.ema)
         positive("finetune", {"batch": self.batch, "lr": self.lr, "stem_lr_scale": self.stem_lr_scale})
@@ -238,34 +242,6 @@ class FinetuneConfig(FeatureLossConfig):
         changed = {"warmup": self.warmup != 0, "start_lr": self.start_lr != _START_LR, "end_lr": self.end_lr != 0}
         for name in (name for name, given in changed.items() if given):
             raise ValueError(f"finetune.{name}: the poly schedule has none; drop it or set schedule to cosine")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class EvalConfig:
-    """Scoring of the student alone on ``data.eval``; ``gallery`` images go into the report.
-
-    ``save`` writes every task's map of every image, and contact sheets: into the score's own folder (true), or into
-    ``save/RUN``. It changes no score, and what is scored already is not scored again.
-
-    ``codec`` is how the held-out images' columns are stored, where not as ``extract.codec`` says. A loss against
-    decoded targets measures the codec too, so students of different codecs need one exact yardstick.
-
-    ``boundary`` is how boundaries are scored: ``pixel`` by pixel (maxF for scenes, the published loss elsewhere), or by
-    the field's odsF as well, which then stands in the table; ``odsF`` is SAK's protocol, and the others' numbers do not
-    compare with it. It counts a quarter of a second a 375 x 500 image.
-    """
-
-    batch: int = 16
-    gallery: int = 6
-    save: bool | str = False
-    codec: CodecValue | None = None
-    boundary: Literal["pixel", "odsF", "odsF-invpt", "odsF-mtinet"] = "pixel"
-
-    def __post_init__(self) -> None:
-        if self.codec is not None:
-            choice_json(self.codec)
-        positive("eval", {"batch": self.batch})
-        not_negative("eval", {"gallery": self.gallery})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -314,21 +290,49 @@ class Study:
             raise ValueError("distill needs data.distill: which images, which views")
         if self.distill and not self.student_teachers:
             raise ValueError("distill needs at least one teacher under teachers:")
-        if self.distill and self.distill.crops == "fresh" and self.data.distill != self.fresh_data:
-            raise ValueError(
-                "distill.crops: fresh stores no views, so data.distill.views and on_error mean nothing; drop them"
-            )
+        if self.distill and self.data.distill and self.distill.crops == "fresh":
+            fresh_views("distill", views=self.data.distill.views, on_error=self.data.distill.on_error)
+        if self.student.paths == "frozen":
+            self._check_frozen()
         if self.distill and self.student.trained is not None:
             raise ValueError("student.trained: takes the place of stage 1; set distill to null, or drop it")
         if self.finetune and not self.data.finetune:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
+        if self.finetune and self.data.finetune:
+            data, cached = self.data.finetune, self.final_targets == "cached"
+            self.finetune.check_stage(self.student, cached=cached, views=data.views, on_error=data.on_error)
+        if self.eval.held_out_loss == "never" and self.data.eval and self.distill and not self.finetune:
+            raise ValueError("eval.held_out_loss: never leaves nothing to score where there is no stage 2; drop it")
+        if self.eval.resolution == "image" and self.data.eval and self.data.eval.view.kind != "full":
+            raise ValueError(
+                f"eval.resolution: image is for data.eval.view of kind full, got {self.data.eval.view.kind}; padded"
+                " views are at the image's own size already, and others show only a part of it"
+            )
         self._check_teacher_keys()
-        for stage, data in (("distill", self.data.distill), ("finetune", self.data.finetune)):
-            if getattr(self, stage) and data and self.data.eval and data.source.overlaps(self.data.eval.source):
+        for stage, used in (("distill", self.data.distill), ("finetune", self.data.finetune)):
+            if getattr(self, stage) and used and self.data.eval and used.source.overlaps(self.data.eval.source):
                 raise ValueError(
-                    f"data.eval.source and data.{stage}.source are the same images ({data.source.name}, split"
-                    f" {data.source.split}), but scores need held-out ones; give eval another split, root or seed"
+                    f"data.eval.source and data.{stage}.source are the same images ({used.source.name}, split"
+                    f" {used.source.split}), but scores need held-out ones; give eval another split, root or seed"
                 )
+
+    def _check_frozen(self) -> None:
+        if self.distill is not None:
+            raise ValueError("student.paths: frozen teachers learn nothing in stage 1; set distill to null")
+        if self.student.trained is not None:
+            raise ValueError("student.trained: frozen teachers start from no student; drop it, or set another paths")
+        if not self.student_teachers:
+            raise ValueError("student.paths: frozen needs at least one teacher under teachers:")
+        if self.finetune and self.finetune.alpha != 0:
+            raise ValueError(
+                "student.paths: frozen teachers have nothing to align to teachers; set finetune.alpha to 0, or paths"
+                " to adapters or none"
+            )
+        if self.finetune and (self.finetune.lora or self.finetune.weighting == "gradnorm"):
+            raise ValueError(
+                "student.paths: frozen teachers share no trained weights between tasks; drop finetune.lora, and set"
+                " finetune.weighting to fixed or uncertainty"
+            )
 
     def _check_teacher_keys(self) -> None:
         known = self.student_teachers
@@ -355,12 +359,6 @@ class Study:
     def scores_tasks(self) -> bool:
         """Whether scoring reads labels."""
         return self.finetune is not None or self.scores_file
-
-    @property
-    def fresh_data(self) -> DataConfig | None:
-        """``data.distill`` without what only stored views have."""
-        data = self.data.distill
-        return None if data is None else dataclasses.replace(data, views=1, on_error="stop")
 
     @property
     def trained_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -393,7 +391,17 @@ class Study:
 
     @property
     def final_targets(self) -> Targets | None:
-        """Where the last stage's teacher loss takes its targets; ``None`` when it has none: nothing stays aligned."""
+        """Where the last stage takes the teachers' maps, for its loss or to read them; ``None`` when it has none."""
         if self.finetune is None:
             return self.distill.targets if self.distill else None
-        return self.finetune.targets if self.finetune.alpha > 0 and self.student_teachers else None
+        asked = self.finetune.alpha > 0 or self.student.paths == "frozen"
+        return self.finetune.targets if asked and self.student_teachers else None
+
+    @property
+    def scored_targets(self) -> Targets | None:
+        """Where scoring takes targets, likewise; live teachers only where asked for, or with nothing else to score."""
+        wanted, kind = self.eval.held_out_loss, self.final_targets
+        if self.student.paths == "frozen":  # which reads maps to predict from
+            return kind
+        spared = kind == "online" and wanted == "auto" and self.finetune is not None
+        return None if spared or wanted == "never" else kind

@@ -6,7 +6,17 @@ import math
 
 from pipeline.views import ViewSpec
 
-__all__ = ["average_decay", "fraction", "live_crops", "not_negative", "one_length", "positive", "rates", "whole_epochs"]
+__all__ = [
+    "average_decay",
+    "fraction",
+    "fresh_views",
+    "live_crops",
+    "not_negative",
+    "one_length",
+    "positive",
+    "rates",
+    "whole_epochs",
+]
 
 
 def positive(owner: str, values: dict[str, float | None]) -> None:
@@ -93,6 +103,18 @@ def live_crops(crops: str | ViewSpec | None, *, targets: str) -> None:
     if crops.photometric and targets == "cached":
         raise ValueError(
             "distill.crops.photometric: no stored map can follow new colours; drop it, or store such views"
+        )
+
+
+def fresh_views(owner: str, *, views: int, on_error: str) -> None:
+    """Refuse what only stored views have, where none are stored.
+
+    Raises:
+        ValueError: Names the keys.
+    """
+    if views != 1 or on_error != "stop":
+        raise ValueError(
+            f"{owner}.crops: fresh stores no views, so data.{owner}.views and on_error mean nothing; drop them"
         )
 
 

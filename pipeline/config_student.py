@@ -18,7 +18,7 @@ Statistics: TypeAlias = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class LoraConfig:
-    """Low-rank updates of the stem in stage 1; the stem's own weights stay as they are.
+    """Low-rank updates of the stem; its own weights stay as they are until the stage ends.
 
     Attributes:
         rank: Of the update of each layer.
@@ -31,9 +31,9 @@ class LoraConfig:
     layers: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] = ("qkv", "proj")
 
     def __post_init__(self) -> None:
-        positive("student.lora", {"rank": self.rank, "alpha": self.alpha})
+        positive("lora", {"rank": self.rank, "alpha": self.alpha})
         if not self.layers or len({*self.layers}) != len(self.layers):
-            raise ValueError(f"student.lora.layers: expected one or more of qkv, proj, fc1, fc2, got {self.layers}")
+            raise ValueError(f"lora.layers: expected one or more of qkv, proj, fc1, fc2, got {self.layers}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -42,6 +42,8 @@ class StudentConfig:
 
     ``teachers`` picks a subset of the recipe's teachers; ``None`` takes all of them. ``paths: none`` is the plain
     single-path student. ``aligners: null`` adds linear aligners exactly when a teacher's width differs.
+    ``paths: frozen`` is no student at all: stage 2 trains heads on the teachers' maps themselves, as they are stored,
+    with the width of a student's heads; nothing else here then matters.
 
     ``checkpoint`` starts the stem alone; ``trained`` is a whole student, as ``sak import`` and ``sak export`` write it:
     stage 2 starts from it in place of a stage 1, or where there is no stage 2 it is scored as it is. With it,
@@ -50,10 +52,13 @@ class StudentConfig:
     ``mean`` and ``std`` are what pixels are normalised with; ``normalization`` names them in their place: ``imagenet``
     (as published, whatever the stem was trained with), the stem's ``native`` ones, or ``half`` (to -1..1).
 
-    ``freeze: stem`` keeps the stem's weights in both stages; ``distilled`` keeps in stage 2 all that stage 1 trained.
-    ``lora`` trains low-rank updates of the stem in stage 1 in place of the stem, and adds them to its weights at the
-    end; stage 2 trains the whole stem, as published. ``checkpointing`` keeps no activations inside blocks and adapters
-    and computes them again for the gradient: about a third more arithmetic, much less memory, the same result.
+    ``head: light`` fuses levels at the token grid and not at a quarter of the image: a fourteenth of the arithmetic.
+
+    ``freeze: stem`` keeps the stem's weights in both stages; ``distilled`` keeps in stage 2 all that stage 1 trained,
+    so that routers and heads alone learn. ``lora`` trains low-rank updates of the stem in stage 1 in place of the stem,
+    and adds them to its weights at the end; stage 2 trains the whole stem, as published, or ``finetune.lora``.
+    ``checkpointing`` keeps no activations inside blocks and adapters and computes them again for the gradient: about a
+    third more arithmetic, much less memory, the same result.
     """
 
     stem: str = "vit_small_patch16_384"
@@ -63,12 +68,13 @@ class StudentConfig:
     pretrained: bool = False
     levels: tuple[int, ...] = ()
     teachers: tuple[str, ...] | None = None
-    paths: Literal["adapters", "none"] = "adapters"
+    paths: Literal["adapters", "none", "frozen"] = "adapters"
     down_ratio: int = 4
     aligners: bool | None = None
     router: Literal["mor", "none"] = "mor"
     noisy_gating: bool = True
     noise: Literal["image", "pixel"] = "image"
+    head: Literal["published", "light"] = "published"
     normalization: Literal["imagenet", "native", "half"] | None = None
     mean: Statistics = IMAGENET_MEAN
     std: Statistics = IMAGENET_STD

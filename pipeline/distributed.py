@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -53,6 +54,11 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is the rank that writes files and prints."""
         return self.rank == 0
+
+    @property
+    def beside(self) -> int:
+        """How many processes share this machine, this one included: all, where their launcher does not say."""
+        return min(self.world, int(os.environ.get("LOCAL_WORLD_SIZE", self.world)))
 
     def agreed(self, value: int, /) -> int:
         """Rank 0's value, everywhere: what it finds on disk decides, whatever another machine sees of that disk."""
@@ -95,6 +101,18 @@ class Ranks:
             return int(word)
 
         return wait
+
+    def gathered(self, data: bytes, /) -> list[bytes]:
+        """Every rank's bytes, in the order of ranks, on rank 0; nothing on the others."""
+        if self.world == 1:
+            return [data]
+        lengths = self.total(torch.tensor([len(data) if rank == self.rank else 0 for rank in range(self.world)]))
+        padded = torch.zeros(int(lengths.max()), dtype=torch.uint8)
+        padded[: len(data)] = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+        parts = [torch.empty_like(padded) for _ in range(self.world)] if self.first else None
+        dist.gather(padded, parts, dst=0)
+        found = zip(parts or [], lengths.tolist(), strict=False)
+        return [part[:length].numpy().tobytes() for part, length in found]
 
     def wait(self) -> None:
         """Until all ranks are here."""

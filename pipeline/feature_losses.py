@@ -19,6 +19,7 @@ from pipeline.students import Normalise
 from pipeline.targets import TargetSource
 from sak.losses.distill import PUBLISHED, LossWeights, distill_loss, distill_measures
 from sak.student.adapters import AdapterPath
+from sak.student.frozen import FrozenTeachers
 from sak.student.model import Student, StudentOutput
 
 __all__ = ["FeatureLosses", "adapter_scales", "gate_weights"]
@@ -55,7 +56,7 @@ class FeatureLosses:
         return {**named, **measures, **adapter_scales(self.student)}
 
 
-def adapter_scales(student: Student, /) -> dict[str, Tensor]:
+def adapter_scales(student: Student | FrozenTeachers, /) -> dict[str, Tensor]:
     """``scale/<teacher>_<index>``: how much each adapter adds; index 0 is before the first block."""
     scales = {}
     for name, path in student.paths.items():

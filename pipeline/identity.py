@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.boundary.counts import COUNTING
-from pipeline.config import EvalConfig, Study
+from pipeline.config import EvalConfig, StudentConfig, Study
 from pipeline.errors import PipelineError
 from pipeline.loop import TRAINING
 from pipeline.stagedir import StageDir
 from pipeline.students import student_identity
 from pipeline.targets import study_columns, teacher_specs
 from pipeline.viewsets import view_set_spec
+from sak.student.stem import stem_width
 from sak.teachers.identity import teacher_identity
 from store.spec import ViewSetSpec
 
@@ -25,15 +26,17 @@ __all__ = ["SCORING", "distill_dir", "evaluate_dir", "finetune_dir", "last_stage
 # Raise it whenever the same network and views would get other metrics, router weights or gallery arrays.
 SCORING = 1
 # Routers come with the tasks: runs that differ only in them share stage 1.
-_STAGE2_ONLY = ("router", "noisy_gating", "noise")
+_STAGE2_ONLY = ("router", "noisy_gating", "noise", "head")
 # Keys that came later count only where they are not at their default: results from before them keep their folders.
 _LATER = frozenset(
     {
         *("cosine_weight", "l1_weight", "beta", "teacher_weights", "level_weights"),
         *("drop_last", "warmup_epochs", "reference_schedule", "standardize", "standardize_rows", "teachers_per_step"),
-        *("compile", "fused", "crops", "freeze", "lora", "ema"),
+        *("compile", "fused", "crops", "freeze", "lora", "ema", "head"),
+        *("task_weights", "weighting", "weighting_lr", "gradnorm_alpha", "lr_scales"),
     }
 )
+_SCORED_LATER = {"boundary": "pixel", "absent_classes": "zero", "held_out_loss": "auto", "resolution": "view"}
 # What a result does not depend on: the names of statistics that are there themselves, how gradients are had, and how a
 # batch is gone through, which as the number of ranks changes it by no more than rounding: a run goes on where there
 # are fewer or smaller GPUs.
@@ -85,7 +88,7 @@ def finetune_dir(study: Study, out: Path, /) -> StageDir:
         "teachers": list(study.student_teachers) if has_teachers else [],
         "targets": target_identity(study, view_set, kind=config.targets) if study.final_targets else None,
         "stage1": distill_dir(study, out).fingerprint if study.distill else None,
-        "student": _shaping(study.student) | student_identity(study.student),
+        "student": _network(study.student),
         "finetune": _shaping(config),
     }
     return StageDir.of(out, "finetune", inputs=inputs)
@@ -111,14 +114,20 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
     return StageDir.of(out, "eval", inputs=inputs)
 
 
+def _network(config: StudentConfig) -> dict[str, object]:
+    """What stage 2 trains; heads on frozen maps depend on no more of a student than on the width of its heads."""
+    if config.paths == "frozen":
+        return {"paths": "frozen", "width": stem_width(config.stem, overrides=config.overrides)}
+    return _shaping(config) | student_identity(config)
+
+
 def _scored_by(config: EvalConfig) -> dict[str, object]:
-    """What decides a score; boundaries scored by pixel are as before there was a choice."""
-    found = plain(config)
+    """What decides a score; what came later counts only where it is not at its default, as in training."""
+    found = {
+        key: value for key, value in plain(config).items() if key not in _SCORED_LATER or value != _SCORED_LATER[key]
+    }
     del found["save"]
-    if config.boundary == "pixel":
-        del found["boundary"]
-        return found
-    return found | {"counting": COUNTING}
+    return found | ({"counting": COUNTING} if "boundary" in found else {})
 
 
 def last_stage_dir(study: Study, out: Path, /) -> StageDir:
@@ -157,7 +166,9 @@ def plain(config: object, /) -> dict[str, object]:
     """A configuration object as JSON-ready data, for fingerprints and records."""
     assert dataclasses.is_dataclass(config)
     assert not isinstance(config, type)
-    return {item.name: _plain_value(getattr(config, item.name)) for item in dataclasses.fields(config)}
+    found = {item.name: _plain_value(getattr(config, item.name)) for item in dataclasses.fields(config)}
+    # As views were named before there was a choice of their padding.
+    return {name: value for name, value in found.items() if name != "fill" or value not in (None, "black")}
 
 
 def _plain_value(value: object) -> object:

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import DataConfig, DistillConfig
+from pipeline.config import DataConfig, DistillConfig, Study
 from pipeline.images.sample import ImageSample
-from pipeline.pixels import decode_sample
+from pipeline.pixels import decode_sample, pick_labels
 from pipeline.views import ViewDraw, ViewSpec, apply_view, draw_view
-from pipeline.viewsets import cached_source, draw_sample, view_set_spec
+from pipeline.viewsets import cached_source, complete_views, draw_sample, view_set_spec
 from store.order import row_samples
 from store.spec import ViewSetSpec
 from store.viewset import ViewSet
 
-__all__ = ["CroppedViews", "FreshViews", "LiveViews", "seen_views"]
+__all__ = ["CroppedViews", "FreshViews", "LiveViews", "labelled_views", "seen_views"]
 
 
 class FreshViews:
@@ -31,11 +31,12 @@ class FreshViews:
     Args:
         data: What would be stored, as for extraction.
         epochs: How many views there are to draw of each image.
+        labels: Whether labels are moved along with the images.
     """
 
-    def __init__(self, data: DataConfig, *, epochs: int) -> None:
+    def __init__(self, data: DataConfig, *, epochs: int, labels: bool = False) -> None:
         self._data = data
-        self.spec = view_set_spec(data, labels=False).with_views(epochs)
+        self.spec = view_set_spec(data, labels=labels).with_views(epochs)
 
     @property
     def name(self) -> str:
@@ -46,15 +47,16 @@ class FreshViews:
         """None: that an image cannot be used shows when it is read. Shape ``(0,)``."""
         return np.empty(0, dtype=np.int64)
 
-    def load(self, rows: Sequence[int], /) -> list[ImageSample]:
-        """Draw rows, in the order asked for.
+    def load(self, rows: Sequence[int], /, *, tasks: Sequence[str] = ()) -> list[ImageSample]:
+        """Draw rows, in the order asked for, with the labels of these tasks.
 
         Raises:
             BadImageError: An image cannot be decoded.
         """
         where = row_samples(self.spec, rows=list(rows))
         pairs = zip(where.image.tolist(), where.view.tolist(), strict=True)
-        return [draw_sample(self._data, self.spec, image=image, view=view).sample for image, view in pairs]
+        drawn = [draw_sample(self._data, self.spec, image=image, view=view).sample for image, view in pairs]
+        return [pick_labels(sample, tasks=tasks) for sample in drawn]
 
 
 class CroppedViews:
@@ -130,8 +132,28 @@ def seen_views(
     if stored is not None:
         lost = np.bincount(stored.unusable_rows() // stored.spec.images, minlength=stored.spec.views)
         usable = stored.spec.images - int(lost.max())
-    epochs = math.ceil(steps / max(usable // config.batch, 1))  # the loader leaves out an epoch's last, short batch
+    epochs = _epochs(steps, images=usable, batch=config.batch)
     if stored is None:
         return FreshViews(data, epochs=epochs)
     assert isinstance(config.crops, ViewSpec)
     return CroppedViews(stored, config.crops, epochs=epochs)
+
+
+def labelled_views(study: Study, /, *, steps: int) -> ViewSet | FreshViews:
+    """What a student sees in stage 2: stored views, or new ones of the images in every epoch.
+
+    Raises:
+        MissingColumnError, NotDoneError: As ``complete_views``.
+    """
+    config, data = study.finetune, study.data.finetune
+    assert config is not None
+    assert data is not None
+    if config.crops is None:
+        return complete_views(study, data, labels=True)
+    images = len(cached_source(data.source).keys())
+    return FreshViews(data, epochs=_epochs(steps, images=images, batch=config.batch), labels=True)
+
+
+def _epochs(steps: int, *, images: int, batch: int) -> int:
+    """Epochs that these steps begin; the loader leaves out an epoch's last, short batch."""
+    return math.ceil(steps / max(images // batch, 1))

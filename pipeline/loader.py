@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.config import LoaderConfig
 from pipeline.errors import DataError
 from pipeline.images.sample import ImageSample
-from pipeline.live_views import LiveViews
+from pipeline.live_views import CroppedViews, FreshViews, LiveViews
 from pipeline.pixels import decode_sample
 from pipeline.readahead import Ahead, read_ahead
 from pipeline.split import Split
@@ -64,8 +64,10 @@ class Batch(NamedTuple):
 
 def load_samples(view_set: ViewSet | LiveViews, rows: Sequence[int], /, *, tasks: Sequence[str]) -> list[ImageSample]:
     """Decode (or draw) rows of a view set, in the order asked for."""
-    if isinstance(view_set, LiveViews):
-        assert not tasks, "live views have no labels"
+    if isinstance(view_set, FreshViews):
+        return view_set.load(rows, tasks=tasks)
+    if isinstance(view_set, CroppedViews):
+        assert not tasks, "crops of stored views have no labels"
         return view_set.load(rows)
     return [decode_sample(row.files, key=row.key, tasks=tasks) for row in view_set.read_rows(rows)]
 

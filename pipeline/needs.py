@@ -27,11 +27,11 @@ def needs(study: Study, /) -> tuple[Need, ...]:
     if study.distill and study.data.distill and study.distill.crops != "fresh":
         stored = teachers if study.distill.targets == "cached" else {}
         found.append(Need("distill", study.data.distill, False, stored))
-    if study.finetune and study.data.finetune:
+    if study.finetune and study.data.finetune and study.finetune.crops != "fresh":
         stored = teachers if study.final_targets == "cached" else {}
         found.append(Need("finetune", study.data.finetune, True, stored))
     if study.data.eval:
         # Teachers over held-out images give the held-out distillation loss and the report's feature pictures.
-        stored = {name: scored.codec(name) for name in teachers} if study.final_targets == "cached" else {}
+        stored = {name: scored.codec(name) for name in teachers} if study.scored_targets == "cached" else {}
         found.append(Need("eval", study.data.eval, study.scores_tasks, stored))
     return tuple(found)

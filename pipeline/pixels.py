@@ -10,6 +10,7 @@ import io
 import struct
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +19,19 @@ from PIL import Image
 from pipeline.errors import BadImageError, DataError
 from pipeline.images.sample import ImageSample
 from pipeline.transforms import Array
+from sak.dense.registry import LABELS
 
-__all__ = ["IMAGE_FILE", "LABEL_FILES", "MAX_PIXELS", "decode_sample", "encode_sample"]
+__all__ = ["IMAGE_FILE", "LABEL_FILES", "MAX_PIXELS", "decode_sample", "encode_sample", "pick_labels"]
 
 IMAGE_FILE = "png"
-LABEL_FILES: Mapping[str, str] = MappingProxyType(
-    {
-        "semseg": "semseg.png",
-        "human_parts": "human_parts.png",
-        "edge": "edge.png",
-        "sal": "sal.png",
-        "normals": "normals.npy",
-        "depth": "depth.npy",
-    }
-)
+LABEL_FILES: Mapping[str, str] = MappingProxyType({name: label.file for name, label in LABELS.items()})
 """Task name to the file's extension in an image shard."""
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest image that is decoded; a view is far smaller, and a damaged header may claim anything."""
 
-_NPY: dict[str, np.dtype[np.float16] | np.dtype[np.float32]] = {
-    "normals": np.dtype(np.float16).newbyteorder("<"),
-    "depth": np.dtype(np.float32).newbyteorder("<"),
+_NPY: dict[str, np.dtype[Any]] = {
+    name: np.dtype(label.stored).newbyteorder("<") for name, label in LABELS.items() if label.stored != "uint8"
 }
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _RLE = 3  # zlib's run-length strategy: on PNG's filtered rows smaller and faster than level 1's default
@@ -59,9 +51,9 @@ def encode_sample(sample: ImageSample) -> dict[str, bytes]:
         if task not in LABEL_FILES:
             raise DataError(f"{where}: expected one of {', '.join(LABEL_FILES)}; add its file format")
         if task in _NPY:
-            files[LABEL_FILES[task]] = _encode_npy(array, task=task, shape=_shape(task, size), where=where)
+            files[LABEL_FILES[task]] = _encode_npy(array, task=task, shape=LABELS[task].shape(size), where=where)
         else:
-            files[LABEL_FILES[task]] = _encode_png(array, shape=_shape(task, size), where=where)
+            files[LABEL_FILES[task]] = _encode_png(array, shape=LABELS[task].shape(size), where=where)
     return files
 
 
@@ -81,7 +73,7 @@ def decode_sample(files: Mapping[str, bytes], *, key: str, tasks: Sequence[str])
         name, where = LABEL_FILES[task], f"{key}.{LABEL_FILES[task]}"
         data = _file(files, name, key=key)
         if task in _NPY:
-            labels[task] = _decode_npy(data, task=task, shape=_shape(task, size), where=where)
+            labels[task] = _decode_npy(data, task=task, shape=LABELS[task].shape(size), where=where)
         else:
             labels[task] = _decode_png(data, mode="L", where=where)
         if labels[task].shape[:2] != size:
@@ -89,8 +81,12 @@ def decode_sample(files: Mapping[str, bytes], *, key: str, tasks: Sequence[str])
     return ImageSample(key=key, image=image, labels=labels)
 
 
-def _shape(task: str, size: tuple[int, ...]) -> tuple[int, ...]:
-    return (size[0], size[1], 3) if task == "normals" else (size[0], size[1])
+def pick_labels(sample: ImageSample, *, tasks: Sequence[str]) -> ImageSample:
+    """A view with the asked labels as ``decode_sample`` would give them of its files, without making any."""
+    labels = {task: sample.labels[task] for task in tasks}
+    if "normals" in labels:
+        labels["normals"] = _unit(labels["normals"].astype(_NPY["normals"]).astype(np.float32))
+    return ImageSample(key=sample.key, image=sample.image, labels=labels)
 
 
 def _file(files: Mapping[str, bytes], name: str, *, key: str) -> bytes:
@@ -140,7 +136,7 @@ def _decode_npy(data: bytes, *, task: str, shape: tuple[int, ...], where: str) -
     array = np.frombuffer(values, _NPY[task]).reshape(shape).astype(np.float32)
     if not np.isfinite(array).all():
         raise BadImageError(f"{where}: expected finite values; {_REMEDY}")
-    return _unit(array) if task == "normals" else array
+    return _unit(array) if LABELS[task].shown == "directions" else array
 
 
 def _npy_header(task: str, shape: tuple[int, ...]) -> bytes:

@@ -99,8 +99,9 @@ def _open(data: DataConfig | None) -> ImageSource | None:
 
 def _sources(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
     used = {need.purpose: need.data for need in needs(study)}
-    if study.distill and study.data.distill:  # also where its views are drawn afresh, so that none are stored
-        used["distill"] = study.data.distill
+    # Also where views are drawn afresh, so that none are stored.
+    used |= {"distill": study.data.distill} if study.distill and study.data.distill else {}
+    used |= {"finetune": study.data.finetune} if study.finetune and study.data.finetune else {}
     for purpose, data in used.items():
         yield from _trial(partial(cached_source, data.source), key=f"data.{purpose}.source:")
 
@@ -131,9 +132,10 @@ def _tasks(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
     if not source.tasks:
         yield "data.finetune.source: has no labels, and stage 2 learns from them; give a labelled source"
         return
-    unknown = [task for task in study.finetune.tasks if task not in source.tasks]
-    if unknown:
-        yield f"finetune.tasks: {source.dataset} has {', '.join(source.tasks)}, not {', '.join(unknown)}"
+    for key, named in (("tasks", study.finetune.tasks), ("task_weights", tuple(study.finetune.task_weights))):
+        unknown = [task for task in named if task not in source.tasks]
+        if unknown:
+            yield f"finetune.{key}: {source.dataset} has {', '.join(source.tasks)}, not {', '.join(unknown)}"
     held_out = _open(study.data.eval)
     if held_out and "eval" in stages and held_out.dataset != source.dataset:
         other = held_out.dataset or "unlabelled images"
@@ -144,6 +146,8 @@ def _students(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
     path = study.student.checkpoint
     if path and not Path(path).is_file():
         yield f"student.checkpoint: expected a file, found none at {path}; check the path"
+    if study.student.paths == "frozen":
+        return  # its heads are made for whatever maps there are
     if study.student.trained is not None:
         yield from _trial(partial(check_trained, study))
     for size in sorted({*study.trained_sizes}):

@@ -20,6 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline.baselines import baseline_fault
 from pipeline.config import RunConfig, Study
 from pipeline.errors import RecipeError
 
@@ -72,7 +73,7 @@ class Recipe:
     Attributes:
         out: Folder for everything that runs write, except the store.
         runs: In recipe order; the first is the headline of the report.
-        baselines: Names of runs that Delta_m is measured against.
+        baselines: What Delta_m is measured against: runs, and what ``pipeline.baselines`` knows besides.
         resolved: The mapping after overrides, as written into the run folder.
     """
 
@@ -155,10 +156,12 @@ def recipe_from_mapping(raw: object, *, overrides: Sequence[str] = (), where: st
     study, configs = base.value, runs.value
     plans = _expand(study_raw, configs or {}, shared=base.faults, problems=problems)
     baselines = data.get("baselines") or []
-    if not isinstance(baselines, list) or any(item not in list(configs or {}) for item in baselines):
-        problems.append(f"baselines: expected a list of names from runs {sorted(configs or {})}, got {baselines!r}")
+    if not isinstance(baselines, list):
+        problems.append(f"baselines: expected a list, got {baselines!r}")
+        baselines = []
+    problems += [fault for item in baselines if (fault := baseline_fault(item, runs=[*(configs or {})]))]
     name = str(data.get("name") or Path(where).stem)
-    if problems or study is None or not isinstance(baselines, list):
+    if problems or study is None:
         raise RecipeError(f"{where}: {len(problems)} fault(s):\n" + "\n".join(f"  {line}" for line in problems))
     return Recipe(
         name=name,

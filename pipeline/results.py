@@ -8,13 +8,23 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from pipeline.baselines import baseline_label, baseline_story, stored_metrics
 from pipeline.errors import PipelineError
 from pipeline.recipes import Recipe, RunPlan
 from pipeline.stagedir import StageDir, read_json
 from sak.metrics import delta_m
 from sak.tasks import DATASETS, TaskSpec
 
-__all__ = ["RunResult", "RunStages", "gather", "main_values", "results_json", "results_table", "shown_tasks"]
+__all__ = [
+    "RunResult",
+    "RunStages",
+    "delta_notes",
+    "gather",
+    "main_values",
+    "results_json",
+    "results_table",
+    "shown_tasks",
+]
 
 Metrics = Mapping[str, Mapping[str, float]]
 
@@ -61,13 +71,55 @@ def gather(recipe: Recipe, runs: Sequence[RunStages], /) -> list[RunResult]:
         dataclasses.replace(
             row,
             delta={
-                name: _delta(row, by_name[name])
-                for name in recipe.baselines
-                if name != row.name and _comparable(row, by_name[name])
+                base.name: _delta(row, base)
+                for base in _baselines(recipe, by_name, row.dataset)
+                if base.name != row.name and _comparable(row, base)
             },
         )
         for row in rows
     ]
+
+
+def _baselines(recipe: Recipe, runs: Mapping[str, RunResult], dataset: str) -> list[RunResult]:
+    """As rows of a table: runs as they are, and others as if they had been run on this data set."""
+    return [
+        runs[name]
+        if name in runs
+        else RunResult(
+            name=baseline_label(name),
+            description=baseline_story(name, dataset=dataset),
+            dataset=dataset,
+            metrics=stored_metrics(name, dataset=dataset),
+            delta={},
+            parameters=0,
+            seconds={},
+        )
+        for name in recipe.baselines
+    ]
+
+
+def delta_notes(recipe: Recipe, results: Sequence[RunResult], /) -> list[str]:
+    """Of each baseline that is no run: what it is, and why there is no Delta_m where there is none."""
+    notes: dict[str, None] = {}
+    runs = {row.name: row for row in results}
+    for row in results:
+        for base in _baselines(recipe, runs, row.dataset):
+            if base.name not in runs:
+                notes[f"Δm vs {base.name}: {base.description}."] = None
+                if base.name not in row.delta:
+                    notes[f"{row.name} has no Δm vs {base.name}: {_hindrance(row, base)}."] = None
+    return [*notes]
+
+
+def _hindrance(row: RunResult, base: RunResult) -> str:
+    tasks = shown_tasks([row, base])
+    ours, theirs = main_values(row, tasks), main_values(base, tasks)
+    if {*ours} != {*theirs}:
+        return f"tasks differ, {', '.join(ours) or 'none'} against {', '.join(theirs) or 'none'}"
+    lost = [task for task in tasks if not (math.isfinite(ours[task.name]) and math.isfinite(theirs[task.name]))]
+    found = ", ".join(f"{task.name} {task.metric}" for task in lost) or "a change from 0"
+    odsf = "; eval.boundary: odsF makes the boundary number of published tables"
+    return f"not on both sides: {found}{odsf if any(task.name == 'edge' for task in lost) else ''}"
 
 
 def shown_tasks(results: Sequence[RunResult], /) -> list[TaskSpec]:
@@ -78,8 +130,9 @@ def shown_tasks(results: Sequence[RunResult], /) -> list[TaskSpec]:
 
 
 def main_values(result: RunResult, tasks: Sequence[TaskSpec], /) -> dict[str, float]:
-    """Each task's headline metric, of the tasks that the run has."""
-    return {task.name: result.metrics[task.name][task.metric] for task in tasks if task.name in result.metrics}
+    """Each task's headline metric, of the tasks that the run has; NaN where it has another metric."""
+    having = [task for task in tasks if task.name in result.metrics]
+    return {task.name: result.metrics[task.name].get(task.metric, math.nan) for task in having}
 
 
 def results_json(results: Sequence[RunResult], /) -> dict[str, object]:

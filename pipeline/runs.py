@@ -14,7 +14,7 @@ from pipeline.results import RunResult, RunStages, gather, results_json
 from pipeline.stagedir import StageDir, write_json
 from pipeline.viewsets import cached_source
 
-__all__ = ["collect", "find_study", "select", "stage_dirs", "substudies"]
+__all__ = ["collect", "find_study", "scored", "select", "stage_dirs", "substudies"]
 
 
 def collect(recipe: Recipe, /) -> list[RunResult]:
@@ -26,6 +26,17 @@ def collect(recipe: Recipe, /) -> list[RunResult]:
     results = gather(recipe, [stage_dirs(plan, recipe.out) for plan in recipe.runs])
     write_json(recipe.out / "results.json", results_json(results))
     return results
+
+
+def scored(recipe: Recipe, names: Sequence[str], /) -> list[RunResult]:
+    """Runs by name (none named means all) with their scores, against no baseline.
+
+    Raises:
+        PipelineError: A name is no run of the recipe.
+        NotDoneError: A stage of one is not done; the message names it.
+    """
+    plans = select(recipe, names)
+    return gather(dataclasses.replace(recipe, baselines=()), [stage_dirs(plan, recipe.out) for plan in plans])
 
 
 def stage_dirs(plan: RunPlan, out: Path, /) -> RunStages:

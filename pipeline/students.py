@@ -10,15 +10,24 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import StudentConfig
+from pipeline.config import LoraConfig, StudentConfig
 from pipeline.tracking import CONSOLE
 from sak.spec import StudentSpec
+from sak.student.frozen import FrozenTeachers, build_frozen
 from sak.student.lora import add_lora
 from sak.student.model import Student, build_student
 from sak.student.stem import stem_width
 from sak.weights import sha256_file
 
-__all__ = ["STAGE1_PARTS", "Normalise", "limit_training", "make_student", "student_identity", "student_spec"]
+__all__ = [
+    "STAGE1_PARTS",
+    "Normalise",
+    "limit_training",
+    "make_frozen",
+    "make_student",
+    "student_identity",
+    "student_spec",
+]
 
 STAGE1_PARTS = ("stem.", "paths.", "norms.", "aligners.")
 """What stage 1 trains and stage 2 goes on with."""
@@ -57,7 +66,7 @@ def student_spec(
     """
     own = stem_width(config.stem, overrides=config.overrides)
     full = {name: levels or (own,) * 4 for name, levels in widths.items()}
-    aligned = any(widths.values())
+    aligned = any(widths.values()) and config.paths != "frozen"
     needed = any(width != own for levels in full.values() for width in levels)
     return StudentSpec(
         stem=config.stem,
@@ -72,6 +81,7 @@ def student_spec(
         router=config.router if config.paths == "adapters" else "none",
         noisy_gating=config.noisy_gating,
         noise=config.noise,
+        head=config.head,
     )
 
 
@@ -87,10 +97,22 @@ def make_student(config: StudentConfig, spec: StudentSpec, /, *, seed: int, load
     return student
 
 
-def limit_training(student: Student, config: StudentConfig, /, *, stage: Literal[1, 2], seed: int) -> None:
-    """Freeze what a stage shall not train, and add the stem's low-rank updates in stage 1.
+def make_frozen(spec: StudentSpec, /, *, seed: int) -> FrozenTeachers:
+    """Heads on frozen maps, with weights that are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_frozen(spec)
+
+
+def limit_training(
+    student: Student, config: StudentConfig, /, *, stage: Literal[1, 2], seed: int, lora: LoraConfig | None = None
+) -> None:
+    """Freeze what a stage shall not train, and add the stem's low-rank updates.
 
     A frozen parameter gets no gradient and no state of the optimiser.
+
+    Args:
+        lora: The updates of stage 2; those of stage 1 are the student's own.
 
     Raises:
         SakError: The stem cannot take the low-rank updates.
@@ -100,8 +122,8 @@ def limit_training(student: Student, config: StudentConfig, /, *, stage: Literal
     elif config.freeze == "distilled" and stage == 2:
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(not name.startswith(STAGE1_PARTS))
-    if config.lora is not None and stage == 1:
-        lora = config.lora
+    lora = config.lora if stage == 1 else lora
+    if lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             add_lora(student.stem, rank=lora.rank, alpha=lora.alpha, layers=lora.layers)

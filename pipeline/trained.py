@@ -15,6 +15,7 @@ from pipeline.identity import last_stage_dir
 from pipeline.stagedir import StageDir
 from sak.spec import StudentSpec
 from sak.student.file import Origin, StudentFile, read_header, read_student
+from sak.student.frozen import FrozenTeachers, build_frozen
 from sak.student.model import Student, build_student
 from sak.weights import load_strict, load_weights
 
@@ -29,7 +30,7 @@ class Trained(NamedTuple):
         stage: Where it was trained; None for a recipe's file.
     """
 
-    student: Student
+    student: Student | FrozenTeachers
     dataset: str
     stage: StageDir | None
 
@@ -47,7 +48,7 @@ def trained_to_score(study: Study, out: Path, /, *, device: torch.device) -> Tra
         student, record = trained_student(stage, device=device)
         return Trained(student, str(record.get("dataset", "")), stage)
     file = read_trained(study.student)
-    student = build_student(file.spec)
+    student = _built(file.spec)
     load_strict(student, file.state, where=str(study.student.trained))
     return Trained(student.to(device).eval(), file.origin.dataset, None)
 
@@ -69,7 +70,7 @@ def spec_to_score(study: Study, out: Path, /) -> StudentSpec:
     return StudentSpec.from_dict(spec)
 
 
-def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Student, dict[str, object]]:
+def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Student | FrozenTeachers, dict[str, object]]:
     """The network of a finished stage, in eval mode, and the stage's record.
 
     Raises:
@@ -80,10 +81,14 @@ def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Studen
         raise NotDoneError(f"{stage.path}: this stage is not done")
     record = stage.record()
     assert isinstance(record["spec"], dict)
-    student = build_student(StudentSpec.from_dict(record["spec"]))
+    student = _built(StudentSpec.from_dict(record["spec"]))
     path = stage.path / "student.safetensors"
     load_strict(student, load_weights(path), where=str(path))
     return student.to(device).eval(), record
+
+
+def _built(spec: StudentSpec) -> Student | FrozenTeachers:
+    return build_frozen(spec) if spec.paths == "frozen" else build_student(spec)
 
 
 def read_trained(config: StudentConfig, /) -> StudentFile:
@@ -111,6 +116,8 @@ def check_trained(study: Study, /) -> StudentSpec:
     assert config.trained is not None
     spec, origin = read_header(Path(config.trained))
     _check_statistics(config, origin)
+    if spec.paths == "frozen":
+        raise PipelineError(f"student.trained: {config.trained} has no student, but heads on teachers' maps")
     if study.finetune is not None:
         _check_teachers(config, [*spec.teacher_widths], [*study.student_teachers])
         return spec

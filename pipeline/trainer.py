@@ -51,6 +51,7 @@ class TrainPlan:
         loading: How much is read before it is needed.
         inputs: What the result depends on, ready for JSON; told to trackers.
         fused: AdamW in one kernel; its rounding is another.
+        balance: What else a step changes, in place, for checkpoints to keep: learnt weights of tasks.
     """
 
     steps: int
@@ -65,6 +66,7 @@ class TrainPlan:
     loading: LoaderConfig = field(default_factory=LoaderConfig)
     inputs: Mapping[str, object] = field(default_factory=dict)
     fused: bool = False
+    balance: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,7 +94,8 @@ class Trainer:
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.plan.precision == "fp16")
         if self.plan.ema is not None:
             self.average = WeightAverage(self.model, decay=self.plan.ema)
-        self.state = TrainState(self.model, optimizer, scaler, self.average.state if self.average else {})
+        averages = self.average.state if self.average else {}
+        self.state = TrainState(self.model, optimizer, scaler, averages, self.plan.balance)
 
     def resume(self) -> int:
         """Load the newest checkpoint if there is one; the step to go on from."""

@@ -8,21 +8,23 @@ integer arithmetic without transcendental functions, so that a stored draw gives
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import DataError
+from sak.dense.registry import LABELS
+from sak.dense.spec import LabelSpec
 
 __all__ = [
-    "FILL",
     "IGNORE",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Array",
     "Box",
+    "Fill",
     "Maps",
     "crop",
     "flip",
@@ -48,15 +50,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORE = 255
 """Ignored class, and the code of an invalid depth."""
 
-FILL: dict[str, float] = {
-    "image": 0,
-    "semseg": IGNORE,
-    "human_parts": IGNORE,
-    "edge": IGNORE,
-    "sal": IGNORE,
-    "normals": 0,
-    "depth": IGNORE,
-}
+Fill: TypeAlias = Literal["black", "mean"]
+"""Colour of padding: ``mean`` is as published, whose images are padded with zeros after they are normalised."""
+_COLOURS: dict[str, tuple[int, int, int]] = {"black": (0, 0, 0), "mean": (124, 116, 104)}  # the nearest grey levels
+
+_FILL: dict[str, float] = {name: label.invalid for name, label in LABELS.items()}
 
 
 class Box(NamedTuple):
@@ -77,6 +75,7 @@ def scale(maps: Maps, *, factor: float, window: Box | None = None) -> dict[str, 
     """Scale image (bilinear, no antialiasing) and labels (nearest); depth is divided by the factor.
 
     An image twice as large is one seen from half the distance, hence the division; the invalid code stays what it is.
+    Disparity is multiplied for the same reason.
 
     Args:
         factor: Ratio of the new to the old side lengths.
@@ -97,10 +96,16 @@ def scale(maps: Maps, *, factor: float, window: Box | None = None) -> dict[str, 
             out[name] = _bilinear(array, size=target, box=box)
             continue
         picked = scale_label(array, size=target, window=box)
-        if name == "depth":
-            picked = np.where(picked == IGNORE, picked, picked / picked.dtype.type(factor))
-        out[name] = picked
+        out[name] = _zoomed(picked, label=LABELS[name], factor=factor) if name in LABELS else picked
     return out
+
+
+def _zoomed(values: Array, *, label: LabelSpec, factor: float) -> Array:
+    """What scaling an image does to the values of its labels."""
+    if not label.zoom:
+        return values
+    by = values.dtype.type(factor)
+    return np.where(values == label.invalid, values, values / by if label.zoom < 0 else values * by)
 
 
 def scale_label(label: Array, *, size: tuple[int, int], window: Box | None = None) -> Array:
@@ -134,9 +139,10 @@ def is_balanced(semseg: Array, *, max_ratio: float) -> bool:
 def flip(maps: Maps) -> dict[str, Array]:
     """Mirror left and right; the x component of surface normals changes its sign."""
     out = {name: np.ascontiguousarray(array[:, ::-1]) for name, array in maps.items()}
-    if "normals" in out:
-        # Adding zero turns the -0.0 of an invalid pixel into 0.0: one encoding of invalid, whatever was flipped.
-        out["normals"][..., 0] = -out["normals"][..., 0] + 0.0
+    for name, array in out.items():
+        if name in LABELS and LABELS[name].mirrored:
+            # Adding zero turns the -0.0 of an invalid pixel into 0.0: one encoding of invalid, whatever was flipped.
+            array[..., 0] = -array[..., 0] + 0.0
     return out
 
 
@@ -175,20 +181,24 @@ def pad_box(inner: tuple[int, int], *, outer: tuple[int, int]) -> Box:
     return Box(max(outer[0] - inner[0], 0) // 2, max(outer[1] - inner[1], 0) // 2, inner[0], inner[1])
 
 
-def pad(maps: Maps, *, size: tuple[int, int]) -> dict[str, Array]:
-    """Pad around the centre to at least ``size``: black pixels, ignored labels, invalid normals and depth.
+def pad(maps: Maps, *, size: tuple[int, int], fill: Fill = "black") -> dict[str, Array]:
+    """Pad around the centre to at least ``size``: ignored labels, invalid normals and depth.
+
+    Args:
+        fill: Colour of the image's padding.
 
     Raises:
         DataError: A map that has no known fill value.
     """
     out: dict[str, Array] = {}
     for name, array in maps.items():
-        if name not in FILL:
-            raise DataError(f"cannot pad: expected one of {', '.join(FILL)}, got map {name!r}; add its fill value")
+        if name not in _FILL and name != "image":
+            known = ", ".join(("image", *_FILL))
+            raise DataError(f"cannot pad: expected one of {known}, got map {name!r}; add its fill value")
         height, width = array.shape[:2]
         box = pad_box((height, width), outer=size)
         shape = (max(size[0], height), max(size[1], width), *array.shape[2:])
-        padded = np.full(shape, FILL[name], dtype=array.dtype)
+        padded = np.full(shape, _COLOURS[fill] if name == "image" else _FILL[name], dtype=array.dtype)
         padded[box.top : box.top + height, box.left : box.left + width] = array
         out[name] = padded
     return out

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from pipeline import transforms
 from pipeline.errors import DataError
 from pipeline.images.sample import ImageSample
-from pipeline.transforms import Array, Box
+from pipeline.transforms import Array, Box, Fill
 
 __all__ = ["FULL_SIZE_KINDS", "Kind", "ViewDraw", "ViewSpec", "apply_view", "draw_view"]
 
@@ -35,10 +35,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "full": {},
     "center": {},
     "random_resized_crop": {"flip": 0.5, "area": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "photometric": False},
-    "multitask": {"flip": 0.5, "scale": (0.5, 2.0), "max_class_ratio": 0.75, "photometric": True},
-    "padded": {},
+    "multitask": {"flip": 0.5, "scale": (0.5, 2.0), "max_class_ratio": 0.75, "photometric": True, "fill": "black"},
+    "padded": {"fill": "black"},
 }
-_OPTIONS = ("flip", "area", "ratio", "scale", "max_class_ratio", "photometric")
+_OPTIONS = ("flip", "area", "ratio", "scale", "max_class_ratio", "photometric", "fill")
+_RANDOM = ("random_resized_crop", "multitask")
 
 
 def _as_pair(value: object) -> object:
@@ -78,6 +79,8 @@ class ViewSpec:
         scale: Lowest and highest factor of ``multitask``.
         max_class_ratio: A multitask crop with more of one class is drawn again, up to ten times; 1 accepts any.
         photometric: Whether brightness, contrast, saturation and hue change.
+        fill: What ``multitask`` and ``padded`` views are padded with: ``black``, or ImageNet's ``mean`` colour, which
+            is as published (there images are padded with zeros once they are normalised).
         ignore_empty_parts: Whether a view without people has all its ``human_parts`` ignored, as published.
 
     Raises:
@@ -92,6 +95,7 @@ class ViewSpec:
     scale: Annotated[tuple[_Positive, _Positive], AfterValidator(_ascending)] | None = None
     max_class_ratio: _Share | None = None
     photometric: bool | None = None
+    fill: Fill | None = None
     ignore_empty_parts: bool = True
 
     def __post_init__(self) -> None:
@@ -106,7 +110,7 @@ class ViewSpec:
     @property
     def random(self) -> bool:
         """Whether two views of one image can differ."""
-        return bool(_DEFAULTS[self.kind])
+        return self.kind in _RANDOM
 
     @property
     def resampler(self) -> str:
@@ -114,8 +118,11 @@ class ViewSpec:
         return "float64-bilinear" if self.kind in FULL_SIZE_KINDS else "pillow-bilinear-antialias"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for fingerprints and ``view_set.json``: what the kind reads, and the resampler."""
-        options = {name: getattr(self, name) for name in _OPTIONS if getattr(self, name) is not None}
+        """Plain data for fingerprints and ``view_set.json``: what the kind reads, and the resampler.
+
+        Black padding is left out: view sets from before there was a choice are found again.
+        """
+        options = {name: getattr(self, name) for name in _OPTIONS if getattr(self, name) not in (None, "black")}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
         head: dict[str, Any] = {"kind": self.kind, "size": list(self.size), "resampler": self.resampler}
         return head | plain | {"ignore_empty_parts": self.ignore_empty_parts}
@@ -133,7 +140,7 @@ class ViewDraw:
         height, width: Size of the view.
         flip: Whether it is mirrored.
         recolour: Whether the next five apply; see ``transforms.photometric``.
-        ignore_empty_parts: See ``ViewSpec``.
+        ignore_empty_parts, fill: See ``ViewSpec``.
 
     Raises:
         DataError: A value of the wrong type or out of range.
@@ -157,6 +164,7 @@ class ViewDraw:
     hue: int
     contrast_first: bool
     ignore_empty_parts: bool
+    fill: str = "black"
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -167,7 +175,8 @@ class ViewDraw:
         inside = 0 <= self.top <= height - self.box_height and 0 <= self.left <= width - self.box_width
         finite = all(map(math.isfinite, (self.scale, self.brightness, self.contrast, self.saturation)))
         positive = min(self.box_height, self.box_width, self.height, self.width) > 0 and self.scale > 0
-        if self.kind not in get_args(Kind) or not (inside and finite and positive):
+        known = self.kind in get_args(Kind) and self.fill in get_args(Fill)
+        if not (known and inside and finite and positive):
             raise DataError(f"view draw: expected a known kind and a box in {height}x{width}, got {self}; draw again")
 
     @property
@@ -176,8 +185,8 @@ class ViewDraw:
         return Box(self.top, self.left, self.box_height, self.box_width)
 
     def to_dict(self) -> dict[str, int | float | bool | str]:
-        """Flat dict for a Parquet struct or JSON."""
-        return asdict(self)
+        """Flat dict for a Parquet struct or JSON; black padding is left out, as before there was a choice."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("fill", "black")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -187,8 +196,8 @@ class ViewDraw:
             DataError: A missing or unknown field, or a value of the wrong type or out of range.
         """
         names = {entry.name for entry in fields(cls)}
-        if names != set(values):
-            missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
+        if names != {*values, "fill"}:
+            missing, unknown = sorted(names - {*values, "fill"}), sorted({*values} - names)
             raise DataError(f"view draw: missing fields {missing}, unknown fields {unknown}; draw the views again")
         return cls(**values)
 
@@ -256,6 +265,7 @@ def draw_view(spec: ViewSpec, *, seed: int, key: str, view: int, sample: ImageSa
         hue=hue if chosen[3] else 0,
         contrast_first=look.chance(0.5),
         ignore_empty_parts=spec.ignore_empty_parts,
+        fill=spec.fill or "black",
     )
 
 
@@ -282,7 +292,9 @@ def apply_view(draw: ViewDraw, sample: ImageSample) -> ImageSample:
     maps = transforms.flip(maps) if draw.flip else maps
     if draw.recolour:
         maps["image"] = _recolour(maps["image"], draw=draw)
-    maps = transforms.pad(maps, size=(draw.height, draw.width)) if draw.kind in FULL_SIZE_KINDS else maps
+    if draw.kind in FULL_SIZE_KINDS:
+        fill: Fill = "mean" if draw.fill == "mean" else "black"
+        maps = transforms.pad(maps, size=(draw.height, draw.width), fill=fill)
     maps = transforms.ignore_empty_parts(maps) if draw.ignore_empty_parts else maps
     labels = {name: array for name, array in maps.items() if name != "image"}
     return ImageSample(key=sample.key, image=maps["image"], labels=labels, label=sample.label)

@@ -1,44 +1,66 @@
-"""Task metrics as additive counts, and Δm against a baseline.
+"""Task metrics as sums that merge exactly, and Δm against a baseline.
 
-Each metric is a pair of pure functions: one tallies a batch into named sums, one turns the sums into numbers. Sums of
-batches, workers and ranks therefore add up to the same result in any order.
+The sums are plain int64 arrays. Those of batches, ranks and Dask workers are added, in any order and grouping, to the
+same result, bit for bit: what is a float in them is summed without rounding (``sak.exact``).
 
-Legend: B batch, C channels, H W image rows and columns, K classes, T thresholds.
+Legend: B batch, C channels, H W image rows and columns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
+from sak.dense.registry import LABELS, TASKS
+from sak.dense.spec import DenseTask
 from sak.errors import SakError, UnknownNameError
-from sak.losses.tasks import normals_valid
+from sak.exact import exact, rounded
+from sak.meters.classes import CLASSES
+from sak.meters.depth import DEPTH
+from sak.meters.edge import EDGE
+from sak.meters.meter import Meter
+from sak.meters.normals import NORMALS
+from sak.meters.saliency import SALIENCY
 from sak.tasks import IGNORE, TaskSpec, dataset_spec, metric_spec
 
-__all__ = ["ABSENT", "DEPTH_RANGE", "THRESHOLDS", "TaskMetrics", "delta_m"]
+__all__ = ["ABSENT", "TaskMetrics", "delta_m"]
+
+Counts = NDArray[np.int64]
 
 ABSENT = ("zero", "ignore")
 """What a class that occurs neither in labels nor in predictions counts in mIoU: 0, as published, or nothing."""
 
-THRESHOLDS = 19
-"""Thresholds of maxF: 0.05, 0.10, … 0.95."""
 
-DEPTH_RANGE = (0.0, 80.0)
-"""Metres, exclusive, within which a depth label counts."""
+def _meter(module: DenseTask) -> Meter:
+    return Meter(
+        lambda logits_1CHW, label_1CHW, _task: module.tally(logits_1CHW, label_1CHW),
+        lambda sums, _task, _absent: module.score({key: float(value) for key, value in sums.items()}),
+    )
 
-_BETA2 = 0.3  # the saliency literature's weight of precision over recall
+
+_METERS: Mapping[str, Meter] = MappingProxyType(
+    {
+        "semseg": CLASSES,
+        "human_parts": CLASSES,
+        "sal": SALIENCY,
+        "normals": NORMALS,
+        "edge": EDGE,
+        "depth": DEPTH,
+        **{name: _meter(module) for name, module in TASKS.items()},
+    }
+)
 
 
 class TaskMetrics:
     """Accumulates every metric of some tasks of a data set.
 
-    Call ``update`` per batch and ``compute`` at the end; ``merge`` joins the counts of several workers.
+    Call ``update`` per batch and ``compute`` at the end; ``merge`` joins the sums of several workers.
 
     Args:
         dataset: Name in ``sak.tasks.DATASETS``.
@@ -49,11 +71,12 @@ class TaskMetrics:
         UnknownNameError: The data set, a task or ``absent`` is unknown.
 
     Source:
-        The published meters, without their crashes on empty masks. Saliency ``mIoU`` is the best over thresholds of
-        the images' mean foreground IoU; an image without any salient pixel, predicted as such, counts 100.
-        ``edge/loss`` is the published one (a cross entropy of probabilities taken for logits: even a perfect
-        prediction does not reach 0). ``edge/maxF`` of ``scenes`` is the best F1 over thresholds of pixels matched
-        exactly: it has no tolerance, no thinning, and is not the paper's odsF, which is in ``sak.boundary``.
+        The published meters, without their crashes on empty masks; medians, shares, relative errors and classes are
+        further ones. Saliency ``mIoU`` is the best over thresholds of the images' mean foreground IoU; an image without
+        any salient pixel, predicted as such, counts 100. ``edge/loss`` is the published one (a cross entropy of
+        probabilities taken for logits: even a perfect prediction does not reach 0). ``edge/maxF`` of ``scenes`` is the
+        best F1 over thresholds of pixels matched exactly: it has no tolerance, no thinning, and is not the paper's
+        odsF, which is in ``sak.boundary``.
     """
 
     def __init__(self, dataset: str, tasks: Sequence[str], *, absent: str = "zero") -> None:
@@ -64,7 +87,9 @@ class TaskMetrics:
         spec = dataset_spec(dataset)
         self._specs = {name: spec.task(name) for name in tasks}
         self._absent = absent
-        self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in tasks}
+        self._sums: dict[str, dict[str, Counts]] = {}
+        self._floats: set[tuple[str, str]] = set()
+        self.reset()
 
     @torch.no_grad()
     def update(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> None:
@@ -79,31 +104,41 @@ class TaskMetrics:
         """
         for name, task in self._specs.items():
             _check_batch(task, logits=logits, labels=labels)
-            for key, value in _METRICS[name].tally(logits[name].float(), labels[name].float(), task).items():
-                self._add(name, key, value)
+            for image in range(len(logits[name])):
+                one = slice(image, image + 1)
+                for key, value in _tally(logits[name][one], labels[name][one], task).items():
+                    self._sums[name][key] += _integers(value)
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """Task → metric → value, in the metrics' units (per cent, degrees, metres); NaN where no pixel was valid."""
+        """Task → metric → value, in the metrics' units (per cent, degrees, metres); NaN where no pixel was valid.
+
+        Of class maps each class has one too, ``IoU/<class>``: NaN where it occurs neither in labels nor predictions.
+        """
         return {
-            name: _METRICS[name].score(self._sums[name], task, self._absent) if self._sums[name] else _nothing(task)
-            for name, task in self._specs.items()
+            name: _METERS[name].score(self._rounded(name), task, self._absent) for name, task in self._specs.items()
         }
 
-    def state(self) -> dict[str, Tensor]:
-        """The sums as plain CPU tensors, keyed ``task/sum``."""
-        return {f"{name}/{key}": value.clone() for name, sums in self._sums.items() for key, value in sums.items()}
+    def state(self) -> dict[str, Counts]:
+        """A copy of the sums, keyed ``task/sum``: plain arrays of integers, to be added to those of other workers."""
+        return {f"{name}/{key}": value.copy() for name, sums in self._sums.items() for key, value in sums.items()}
 
-    def merge_state(self, state: Mapping[str, Tensor], /) -> None:
+    def merge_state(self, state: Mapping[str, Counts], /) -> None:
         """Add the ``state`` of another worker, or of an earlier, interrupted run.
 
         Raises:
-            SakError: It counts other tasks.
+            SakError: It is of other tasks, or of another version of this module; nothing is added then.
         """
+        own = {key: (value.shape, value.dtype) for key, value in self.state().items()}
+        found = {key: (np.shape(value), getattr(value, "dtype", None)) for key, value in state.items()}
+        if own != found:
+            strange = sorted(key for key in {*own, *found} if own.get(key) != found.get(key))
+            raise SakError(
+                f"metrics: expected the int64 sums of tasks {', '.join(self._specs)}, got others at {strange[0]!r} (and"
+                f" {len(strange) - 1} more); merge what measures the same tasks by the same version"
+            )
         for joined, value in state.items():
             name, _, key = joined.partition("/")
-            if name not in self._specs:
-                raise SakError(f"metrics: expected sums of tasks {', '.join(self._specs)}, got {joined!r}")
-            self._add(name, key, value)
+            self._sums[name][key] += value
 
     def merge(self, other: TaskMetrics, /) -> None:
         """Add the counts of another worker that measures the same tasks.
@@ -115,11 +150,26 @@ class TaskMetrics:
 
     def reset(self) -> None:
         """Forget everything counted."""
-        self._sums = {name: {} for name in self._specs}
+        for name, task in self._specs.items():  # what an image without a labelled pixel counts
+            label_1CHW = torch.full((1, LABELS[name].channels, 1, 1), float(IGNORE))
+            found = _tally(torch.zeros(1, task.channels, 1, 1), label_1CHW, task)
+            self._floats |= {(name, key) for key, value in found.items() if value.dtype.kind == "f"}
+            self._sums[name] = {key: _integers(value) for key, value in found.items()}
 
-    def _add(self, name: str, key: str, value: Tensor) -> None:
-        sums = self._sums[name]
-        sums[key] = sums[key] + value.cpu() if key in sums else value.cpu().clone()
+    def _rounded(self, name: str) -> dict[str, NDArray[np.generic]]:
+        return {
+            key: rounded(value) if (name, key) in self._floats else value for key, value in self._sums[name].items()
+        }
+
+
+def _tally(logits_1CHW: Tensor, label_1CHW: Tensor, task: TaskSpec) -> dict[str, NDArray[np.generic]]:
+    found = _METERS[task.name].tally(logits_1CHW.float(), label_1CHW.float(), task)
+    return {key: value.cpu().numpy() for key, value in found.items()}
+
+
+def _integers(value: NDArray[np.generic]) -> Counts:
+    """Counts as they are, floats as exact numbers."""
+    return exact(value) if value.dtype.kind == "f" else np.array(value, dtype=np.int64)
 
 
 def delta_m(
@@ -172,135 +222,9 @@ def _check_batch(task: TaskSpec, *, logits: Mapping[str, Tensor], labels: Mappin
     if missing:
         raise SakError(f"metrics: task {task.name!r} has no {' and no '.join(missing)}; measure only what is there")
     got, label = tuple(logits[task.name].shape), tuple(labels[task.name].shape)
-    channels = 3 if task.name == "normals" else 1
+    channels = LABELS[task.name].channels
     if len(got) != 4 or got[1] != task.channels or label != (got[0], channels, *got[2:]):
         raise SakError(
             f"metrics: task {task.name!r}: expected logits (B, {task.channels}, H, W) and labels (B, {channels}, H, W),"
             f" got {got} and {label}; resize the logits to the labels"
         )
-
-
-def _nothing(task: TaskSpec) -> dict[str, float]:
-    return dict.fromkeys((task.metric, *task.extra_metrics), math.nan)
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Element-wise quotient in float64, 0 where the denominator is 0."""
-    return torch.where(denominator > 0, numerator.double() / denominator.double().clamp(min=1e-300), 0.0)
-
-
-def _tally_classes(logits_BCHW: Tensor, label_B1HW: Tensor, task: TaskSpec) -> dict[str, Tensor]:
-    label_BHW = label_B1HW[:, 0].long()
-    valid_BHW = label_BHW != IGNORE
-    true, pred = label_BHW[valid_BHW], logits_BCHW.argmax(dim=1)[valid_BHW]
-    if true.numel() and not 0 <= int(true.min()) <= int(true.max()) < task.channels:
-        raise SakError(
-            f"metrics: task {task.name!r}: expected labels 0 to {task.channels - 1} or {IGNORE}, got"
-            f" {int(true.min())} to {int(true.max())}; check the label encoding"
-        )
-    counts = torch.bincount(true * task.channels + pred, minlength=task.channels**2)
-    return {"confusion": counts.view(task.channels, task.channels)}
-
-
-def _score_classes(sums: Mapping[str, Tensor], _task: TaskSpec, absent: str) -> dict[str, float]:
-    confusion_KK = sums["confusion"]
-    hit_K = confusion_KK.diagonal()
-    union_K = confusion_KK.sum(0) + confusion_KK.sum(1) - hit_K
-    iou_K = _ratio(hit_K, union_K)
-    if not union_K.any():
-        return {"mIoU": math.nan}
-    return {"mIoU": 100 * float((iou_K[union_K > 0] if absent == "ignore" else iou_K).mean())}
-
-
-def _at_thresholds(prob_BHW: Tensor, true_BHW: Tensor, valid_BHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts per image and threshold: hits (B, T), predicted (B, T), and true pixels (B, 1)."""
-    thresholds = torch.linspace(0, 1, THRESHOLDS + 2, device=prob_BHW.device)[1:-1]
-    # A loop, not a (T, B, H, W) tensor: full-size evaluation images would take gigabytes.
-    masks = [(prob_BHW > threshold) & valid_BHW for threshold in thresholds]
-    hits_BT = torch.stack([(mask & true_BHW).sum((1, 2)) for mask in masks], dim=1)
-    return hits_BT, torch.stack([mask.sum((1, 2)) for mask in masks], dim=1), true_BHW.sum((1, 2)).unsqueeze(1)
-
-
-def _max_f(sums: Mapping[str, Tensor], *, beta2: float) -> float:
-    precision_T, recall_T = _ratio(sums["hits"], sums["predicted"]), _ratio(sums["hits"], sums["true"])
-    if not int(sums["valid"]):
-        return math.nan
-    return 100 * float(_ratio((1 + beta2) * precision_T * recall_T, beta2 * precision_T + recall_T).max())
-
-
-def _tally_saliency(logits_B2HW: Tensor, label_B1HW: Tensor, _task: TaskSpec) -> dict[str, Tensor]:
-    label_BHW = label_B1HW[:, 0]
-    valid_BHW = label_BHW != IGNORE
-    hits_BT, predicted_BT, true_B1 = _at_thresholds(
-        logits_B2HW.softmax(dim=1)[:, 1], (label_BHW == 1) & valid_BHW, valid_BHW
-    )
-    union_BT = predicted_BT + true_B1 - hits_BT
-    iou_BT = torch.where(union_BT > 0, _ratio(hits_BT, union_BT), 1.0)
-    return _pooled(hits_BT, predicted_BT, true_B1, valid_BHW) | {
-        "iou": iou_BT.sum(0),
-        "images": torch.tensor(len(iou_BT)),
-    }
-
-
-def _pooled(hits_BT: Tensor, predicted_BT: Tensor, true_B1: Tensor, valid_BHW: Tensor) -> dict[str, Tensor]:
-    return {"hits": hits_BT.sum(0), "predicted": predicted_BT.sum(0), "true": true_B1.sum(), "valid": valid_BHW.sum()}
-
-
-def _score_saliency(sums: Mapping[str, Tensor], _task: TaskSpec, _absent: str) -> dict[str, float]:
-    miou = 100 * float((sums["iou"] / sums["images"]).max()) if int(sums["valid"]) else math.nan
-    return {"maxF": _max_f(sums, beta2=_BETA2), "mIoU": miou}
-
-
-def _tally_normals(pred_B3HW: Tensor, label_B3HW: Tensor, _task: TaskSpec) -> dict[str, Tensor]:
-    valid_BHW = normals_valid(label_B3HW)[:, 0]
-    cosine_BHW = (functional.normalize(pred_B3HW.double(), dim=1) * label_B3HW.double()).sum(dim=1)
-    degrees = torch.rad2deg(torch.acos(cosine_BHW.clamp(-1, 1)))[valid_BHW]
-    return {"degrees": degrees.sum(), "pixels": valid_BHW.sum()}
-
-
-def _score_normals(sums: Mapping[str, Tensor], _task: TaskSpec, _absent: str) -> dict[str, float]:
-    return {"mErr": float(sums["degrees"] / sums["pixels"])}
-
-
-def _tally_edge(logits_B1HW: Tensor, label_B1HW: Tensor, task: TaskSpec) -> dict[str, Tensor]:
-    assert task.metric_pos_weight is not None, task.name
-    prob_BHW, label_BHW = logits_B1HW[:, 0].sigmoid(), label_B1HW[:, 0]
-    valid_BHW, true_BHW = label_BHW != IGNORE, label_BHW == 1
-    loss_BHW = functional.binary_cross_entropy_with_logits(prob_BHW, true_BHW.float(), reduction="none")
-    weighted_BHW = loss_BHW * torch.where(true_BHW, task.metric_pos_weight, 1 - task.metric_pos_weight)
-    sums = {"loss": weighted_BHW[valid_BHW].double().sum(), "valid": valid_BHW.sum()}
-    return sums | _pooled(*_at_thresholds(prob_BHW, true_BHW, valid_BHW), valid_BHW) if task.metric == "maxF" else sums
-
-
-def _score_edge(sums: Mapping[str, Tensor], task: TaskSpec, _absent: str) -> dict[str, float]:
-    scores = {"loss": float(sums["loss"] / sums["valid"])}
-    return {"maxF": _max_f(sums, beta2=1.0)} | scores if task.metric == "maxF" else scores
-
-
-def _tally_depth(pred_B1HW: Tensor, label_B1HW: Tensor, _task: TaskSpec) -> dict[str, Tensor]:
-    near, far = DEPTH_RANGE
-    valid_B1HW = (label_B1HW > near) & (label_B1HW < far)
-    # As published, a negative depth is read as 0.
-    error = (pred_B1HW.double().clamp(min=0) - label_B1HW.double())[valid_B1HW]
-    return {"squares": error.square().sum(), "pixels": valid_B1HW.sum()}
-
-
-def _score_depth(sums: Mapping[str, Tensor], _task: TaskSpec, _absent: str) -> dict[str, float]:
-    return {"RMSE": float((sums["squares"] / sums["pixels"]).sqrt())}
-
-
-class _Metric(NamedTuple):
-    tally: Callable[[Tensor, Tensor, TaskSpec], dict[str, Tensor]]
-    score: Callable[[Mapping[str, Tensor], TaskSpec, str], dict[str, float]]
-
-
-_METRICS: Mapping[str, _Metric] = MappingProxyType(
-    {
-        "semseg": _Metric(_tally_classes, _score_classes),
-        "human_parts": _Metric(_tally_classes, _score_classes),
-        "sal": _Metric(_tally_saliency, _score_saliency),
-        "normals": _Metric(_tally_normals, _score_normals),
-        "edge": _Metric(_tally_edge, _score_edge),
-        "depth": _Metric(_tally_depth, _score_depth),
-    }
-)

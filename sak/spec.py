@@ -9,16 +9,20 @@ from typing import Any
 
 from sak.errors import SakError
 
-__all__ = ["NOISES", "PATHS", "ROUTERS", "StudentSpec"]
+__all__ = ["HEADS", "NOISES", "PATHS", "ROUTERS", "StudentSpec"]
 
-PATHS = ("adapters", "none")
-"""``adapters`` is SAK; ``none`` is one plain path, aligned to every teacher at once (many to one)."""
+PATHS = ("adapters", "none", "frozen")
+"""``adapters`` is SAK; ``none`` is one plain path, aligned to every teacher at once (many to one); ``frozen`` has no
+network of its own but heads on the teachers' maps."""
 
 ROUTERS = ("mor", "none")
 """``mor`` mixes the representations per task, level and image; ``none`` adds them up."""
 
 NOISES = ("image", "pixel")
 """Training noise of a router: one draw per image and expert, or (as published) one per token and expert."""
+
+HEADS = ("published", "light")
+"""``published`` fuses the levels at a quarter of the image, ``light`` at the token grid."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -28,7 +32,7 @@ class StudentSpec:
     """A student: stem, adapter paths, routers, heads.
 
     Attributes:
-        stem: timm name of a plain vision transformer.
+        stem: timm name of a plain vision transformer; of it, ``frozen`` takes the width of its heads.
         image_size: Input rows and columns; multiples of the stem's patch size.
         stem_overrides: Integers handed to timm over the named model's own, such as ``patch_size`` or ``depth``.
         levels: Blocks (zero-based, ascending) whose outputs are the four levels; empty for evenly spaced ones.
@@ -41,6 +45,7 @@ class StudentSpec:
         router: One of ``ROUTERS``; must be ``none`` without adapter paths.
         noisy_gating: Perturb the routers' logits in training with learnt noise.
         noise: One of ``NOISES``.
+        head: One of ``HEADS``.
     """
 
     stem: str
@@ -55,6 +60,7 @@ class StudentSpec:
     router: str = "mor"
     noisy_gating: bool = True
     noise: str = "image"
+    head: str = "published"
 
     def __post_init__(self) -> None:
         """Check the fields against each other; a stem's own limits are checked when it is built.
@@ -67,16 +73,20 @@ class StudentSpec:
             raise SakError("student spec: " + "; ".join(faults))
 
     def _choice_faults(self) -> list[str]:
-        choices = (("paths", self.paths, PATHS), ("router", self.router, ROUTERS), ("noise", self.noise, NOISES))
+        choices = (
+            *(("paths", self.paths, PATHS), ("router", self.router, ROUTERS)),
+            *(("noise", self.noise, NOISES), ("head", self.head, HEADS)),
+        )
         faults = [
             f"{name}: expected one of {', '.join(all_)}, got {got!r}" for name, got, all_ in choices if got not in all_
         ]
-        if self.paths == "none" and self.router == "mor":
-            faults.append("router: paths 'none' leave nothing to route, got 'mor'; set router to 'none'")
-        if self.paths == "adapters" and not self.teacher_widths:
-            faults.append(
-                "teacher_widths: adapter paths need a teacher each, got none; name teachers or set paths to 'none'"
-            )
+        if self.paths in ("none", "frozen") and self.router == "mor":
+            faults.append(f"router: paths {self.paths!r} leave nothing to route, got 'mor'; set router to 'none'")
+        if self.paths in ("adapters", "frozen") and not self.teacher_widths:
+            what = "adapter paths need a teacher each" if self.paths == "adapters" else "paths 'frozen' need a teacher"
+            faults.append(f"teacher_widths: {what}, got none; name teachers or set paths to 'none'")
+        if self.paths == "frozen" and self.aligners:
+            faults.append("aligners: paths 'frozen' answer no teacher, got true; set aligners to false")
         return faults
 
     def _number_faults(self) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from sak.dense.registry import LABELS, TASKS
+from sak.dense.spec import MetricSpec
 from sak.errors import UnknownNameError
 
 __all__ = [
@@ -27,7 +29,7 @@ IGNORE = 255
 DEPTH_INVALID = 255.0
 """Depth, in metres, of a pixel without a measurement."""
 
-TASK_NAMES = ("semseg", "human_parts", "sal", "normals", "edge", "depth")
+TASK_NAMES = tuple(LABELS)
 """Every task, in the order in which tables show them."""
 
 _PASCAL_CLASSES = (
@@ -42,28 +44,13 @@ _NYUD_CLASSES = (
     "whiteboard", "person", "night stand", "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure",
     "otherfurniture", "otherprop",
 )  # fmt: skip
+_CITYSCAPES_CLASSES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
 _SCENES_CLASSES = (
     "ground", "wall", "sky", "person", "ball", "crate", "pillar", "cone", "table", "tree", "lamp", "car",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetricSpec:
-    """How one metric reads: its direction, its unit and how many decimals a table shows.
-
-    Attributes:
-        unit: Text after the number; empty for a plain number.
-    """
-
-    name: str
-    higher_is_better: bool
-    unit: str
-    decimals: int
-
-    @property
-    def arrow(self) -> str:
-        """The arrow of a table header: up when more is better."""
-        return "↑" if self.higher_is_better else "↓"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +86,7 @@ class TaskSpec:
     @property
     def short_name(self) -> str:
         """What tables and pictures call the task, for example ``parts``."""
-        return _SHORT_NAMES[self.name]
+        return LABELS[self.name].title
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,25 +115,30 @@ METRICS: Mapping[str, MetricSpec] = MappingProxyType(
         spec.name: spec
         for spec in (
             MetricSpec(name="mIoU", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="IoU", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="maxF", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="odsF", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="odsF-invpt", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="odsF-mtinet", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="oisF", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="oisF-invpt", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="oisF-mtinet", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="AP", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="AP-invpt", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="AP-mtinet", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="mErr", higher_is_better=False, unit="°", decimals=2),
+            MetricSpec(name="median", higher_is_better=False, unit="°", decimals=2),
+            MetricSpec(name="under11.25", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="under22.5", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="under30", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="RMSE", higher_is_better=False, unit=" m", decimals=4),
+            MetricSpec(name="rel", higher_is_better=False, unit="", decimals=4),
+            MetricSpec(name="delta1", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="delta2", higher_is_better=True, unit="%", decimals=2),
+            MetricSpec(name="delta3", higher_is_better=True, unit="%", decimals=2),
             MetricSpec(name="loss", higher_is_better=False, unit="", decimals=4),
+            *(metric for task in TASKS.values() for metric in task.metrics),
         )
-    }
-)
-
-_SHORT_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "semseg": "semseg",
-        "human_parts": "parts",
-        "sal": "saliency",
-        "normals": "normals",
-        "edge": "boundary",
-        "depth": "depth",
     }
 )
 
@@ -190,8 +182,22 @@ _SALIENCY = TaskSpec(
     classes=("background", "salient"),
     extra_metrics=("mIoU",),
 )
-_NORMALS = TaskSpec(name="normals", channels=3, loss_weight=10.0, metric="mErr", higher_is_better=False)
-_DEPTH = TaskSpec(name="depth", channels=1, loss_weight=1.0, metric="RMSE", higher_is_better=False)
+_NORMALS = TaskSpec(
+    name="normals",
+    channels=3,
+    loss_weight=10.0,
+    metric="mErr",
+    higher_is_better=False,
+    extra_metrics=("median", "under11.25", "under22.5", "under30"),
+)
+_DEPTH = TaskSpec(
+    name="depth",
+    channels=1,
+    loss_weight=1.0,
+    metric="RMSE",
+    higher_is_better=False,
+    extra_metrics=("rel", "delta1", "delta2", "delta3"),
+)
 
 
 def _dataset(name: str, *, title: str, tasks: tuple[TaskSpec, ...]) -> DatasetSpec:
@@ -227,6 +233,21 @@ DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
                     _NORMALS,
                     _edge(metric="loss", metric_pos_weight=0.8),
                     _DEPTH,
+                ),
+            ),
+            _dataset(
+                "cityscapes",
+                title="Cityscapes",
+                tasks=(
+                    _classes("semseg", weight=1.0, classes=_CITYSCAPES_CLASSES),
+                    TaskSpec(
+                        name="disparity",
+                        channels=1,
+                        loss_weight=1.0,
+                        metric="absErr",
+                        higher_is_better=False,
+                        extra_metrics=("relErr",),
+                    ),
                 ),
             ),
             _dataset(

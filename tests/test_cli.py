@@ -128,6 +128,14 @@ def test_second_run_says_so_and_changes_nothing(finished: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
+def test_eval_prints_every_metric_and_class_of_the_runs_asked_for(finished: Path) -> None:
+    done = sak("eval", "tiny.yaml", "--run", "both", cwd=finished)
+    assert done.code == 0
+    assert re.search(r"task +┃ metric +┃ +both ┃", done.out)
+    for line in ("depth +│ delta1 ↑", "normals +│ under11.25 ↑", "distill +│ loss ↓", "semseg IoU +│ person"):
+        assert re.search(rf"│ {line} +│ +(–|[\d.]+%?) │", done.out), line
+
+
 def test_one_run_at_a_time_needs_the_others_for_a_table(finished: Path) -> None:
     done = sak("run", "tiny.yaml", "--run", "labels", cwd=finished)
     assert (done.code, done.out) == (0, "finished labels; the table and report need every run of the recipe\n")

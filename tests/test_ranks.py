@@ -88,6 +88,39 @@ def test_both_stages_as_one_process(alone: Path, tmp_path: Path, world: int) -> 
         assert {name: value.shape for name, value in got.items()} == {n: value.shape for n, value in wanted.items()}
 
 
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_scoring_is_that_of_one_process_to_the_last_bit(alone: Path, tmp_path: Path, world: int) -> None:
+    """Boundaries and the held-out loss included; four images are two batches, so that two of four ranks have none."""
+    options = (*SHORT, "eval.boundary=odsF", "eval.batch=2")
+    for folder, count in ((tmp_path / "one", 1), (tmp_path / "many", world)):
+        place(alone, folder, stages=("distill", "finetune"))
+        for outcome in ended(ranks(count, "eval", "tiny.yaml", *options, cwd=folder)):
+            assert outcome.code == 0, outcome.err
+    (one,), (many,) = (stage_folders(tmp_path / name, "eval") for name in ("one", "many"))
+    files = sorted(path.name for path in one.iterdir())
+    assert files == sorted(path.name for path in many.iterdir())
+    assert {"metrics.json", "routers.json", "gallery.npz", "boundary.parquet"} <= {*files}
+    for name in ("metrics.json", "routers.json", "boundary.parquet"):
+        assert (one / name).read_bytes() == (many / name).read_bytes(), name
+    assert json.loads((one / "metrics.json").read_text())["distill"]["loss"] > 0
+
+
+def test_learnt_weights_of_tasks_and_fresh_views_are_those_of_one_process(alone: Path, tmp_path: Path) -> None:
+    """Norms of gradients are the batch's, through batch normalisation over ranks; a fresh view is no rank's own."""
+    command = ("finetune", "tiny.yaml", "--run", "labels", "finetune.steps=5", "finetune.crops=fresh")
+    options = ("finetune.alpha=0", "finetune.weighting=gradnorm", "finetune.lora={rank: 2}", "student.head=light")
+    both = place(alone, tmp_path / "both"), place(alone, tmp_path / "one")
+    for folder, world in zip(both, (2, 1), strict=True):
+        for outcome in ended(ranks(world, *command, *options, cwd=folder)):
+            assert outcome.code == 0, outcome.err
+    found, wanted = (lines(folder, "finetune") for folder in both)
+    assert_close(found, wanted)
+    weights = [{name: value for name, value in line.items() if name.startswith("weight/")} for line in found]
+    assert len(weights[-1]) == 6
+    assert len({*weights[-1].values()}) > 1
+    assert weights[-1] == pytest.approx({name: wanted[-1][name] for name in weights[-1]}, rel=1e-3)
+
+
 def test_killed_and_resumed_on_as_many_ranks_is_the_same_and_on_others_close(alone: Path, tmp_path: Path) -> None:
     """Four ranks, because of two the sum has but one order."""
     command = ("distill", "tiny.yaml", *SHORT)
@@ -164,7 +197,7 @@ def test_a_rank_that_is_killed_ends_the_others_with_one_line(alone: Path, tmp_pa
     ("arguments", "message"),
     [
         (("distill", "tiny.yaml", "--run", "both", "distill.batch=5"), "distill.batch: expected rows that 2 ranks x 1"),
-        (("run", "tiny.yaml"), "only sak distill and sak finetune train on several"),
+        (("run", "tiny.yaml"), "only sak distill, sak finetune and sak eval work on"),
         (("distill", "tiny.yaml", "distill.bath=4"), "distill.bath"),
     ],
 )

@@ -24,7 +24,7 @@ from pipeline.whole_file import write_whole
 from sak.boundary import COUNTS, PROTOCOLS, Scores, pr_curve, scores
 from sak.odsf.score import Curve
 
-__all__ = ["COUNTING", "CountTable", "Counted", "Rules", "read_counts", "write_counts"]
+__all__ = ["COUNTING", "CountTable", "Counted", "Rules", "parse_counts", "read_counts", "render_counts", "write_counts"]
 
 # Raise it whenever the same files would give other counts.
 COUNTING = 1
@@ -101,7 +101,12 @@ class CountTable:
 
 
 def write_counts(path: Path, table: CountTable, /) -> None:
-    """Write a table in the order of keys, replacing an older one in one step; equal tables give equal bytes."""
+    """Write a table, replacing an older one in one step."""
+    write_whole(path, render_counts(table))
+
+
+def render_counts(table: CountTable, /) -> bytes:
+    """A table as a Parquet file, in the order of keys: equal tables give equal bytes."""
     table = CountTable(table.rules, {key: table.images[key] for key in sorted(table.images)})
     images, counts_NT4 = table.images.values(), table.counts_NT4()
     columns: dict[str, pa.Array] = {
@@ -114,7 +119,7 @@ def write_counts(path: Path, table: CountTable, /) -> None:
     made = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about)})
     buffer = io.BytesIO()
     pq.write_table(made, buffer, compression="zstd")
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_counts(path: Path, /) -> CountTable:
@@ -124,14 +129,27 @@ def read_counts(path: Path, /) -> CountTable:
         DataError: The file is absent, damaged, no table of counts, or made by another version of the counting.
     """
     try:
-        read = pq.read_table(pa.BufferReader(path.read_bytes()))
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; sak eval boundary --predictions DIR --labels DIR makes one") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    return parse_counts(data, where=str(path))
+
+
+def parse_counts(data: bytes, /, *, where: str) -> CountTable:
+    """Read what ``render_counts`` gave.
+
+    Raises:
+        DataError: As ``read_counts``, with ``where`` for a name.
+    """
+    try:
+        read = pq.read_table(pa.BufferReader(data))
         about = json.loads((read.schema.metadata or {})[_METADATA])
         rules = Rules(str(about["protocol"]), float(about["max_dist"]))
         if about["counting"] != COUNTING or about["thresholds"] != _thresholds(rules.protocol):
             raise ValueError(f"it was made by counting {about['counting']}, this is {COUNTING}")
         images = _images(read, len(about["thresholds"]))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; sak eval boundary --predictions DIR --labels DIR makes one") from error
     # Arrow's own errors are none of one family.
     except (
         OSError,
@@ -143,7 +161,7 @@ def read_counts(path: Path, /) -> CountTable:
         MemoryError,
         pa.ArrowException,
     ) as error:
-        raise DataError(f"{path}: no table of boundary counts ({error}); delete it and count again") from error
+        raise DataError(f"{where}: no table of boundary counts ({error}); delete it and count again") from error
     return CountTable(rules, images)
 
 

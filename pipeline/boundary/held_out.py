@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.boundary.counting import Counters, MapJob, Outcome
 from pipeline.boundary.counts import Counted, CountTable, Rules
 from pipeline.config import DataConfig
+from pipeline.distributed import ALONE, Ranks
 from pipeline.images.sample import HasRegions, ImageSample
 from pipeline.transforms import IGNORE
 from pipeline.views import ViewDraw, apply_view
@@ -43,20 +44,31 @@ class HeldOut:
     are moved by the row's own draw. Elsewhere the stored boundary label is.
     """
 
-    def __init__(self, view_set: ViewSet, data: DataConfig, /, *, rules: Rules) -> None:
+    def __init__(
+        self, view_set: ViewSet, data: DataConfig, /, *, rules: Rules, own_size: bool = False, ranks: Ranks = ALONE
+    ) -> None:
+        """Open the source.
+
+        Args:
+            own_size: Whether what is added is at the images' own size, not moved as the rows' views are.
+            ranks: Those that count rows beside this one, each its own.
+        """
         source = cached_source(data.source)
         self._view_set, self._rules = view_set, rules
         self._regions = source if isinstance(source, HasRegions) else None
         height, width = view_size(view_set.spec)
-        cores = processors()
-        self._counters = Counters(workers=cores if view_set.spec.rows * height * width > _FEW_PIXELS else 1)
+        cores = max(1, processors() // ranks.beside)
+        pixels = view_set.spec.rows * height * width // ranks.world
+        self._own_size = own_size
+        self._counters = Counters(workers=cores if pixels > _FEW_PIXELS else 1)
         self._outcomes: list[Outcome] = []
 
     @property
     def about(self) -> Mapping[str, object]:
         """What a record says of the numbers: rules, truth and view."""
         truth = "region maps of the source" if self._regions else "stored boundary labels"
-        return {**self._rules._asdict(), "truth": truth, "view": self._view_set.spec.view["kind"]}
+        view = "own-size" if self._own_size else self._view_set.spec.view["kind"]
+        return {**self._rules._asdict(), "truth": truth, "view": view}
 
     def __enter__(self) -> Self:
         self._counters.__enter__()
@@ -105,6 +117,8 @@ class HeldOut:
         assert self._regions is not None
         (image,) = row_samples(self._view_set.spec, rows=[row]).image.tolist()
         regions_HW = self._regions.regions(image)
+        if self._own_size:
+            return regions_HW
         draw = ViewDraw.from_dict(self._index(row).draw)
         # Under a class map's name, because that is how it moves: to the nearest pixel.
         blank = np.zeros((*regions_HW.shape, 3), dtype=np.uint8)

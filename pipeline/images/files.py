@@ -35,11 +35,12 @@ __all__ = [
     "read_file",
     "read_list",
     "read_mat",
+    "read_npy",
     "read_png_map",
     "read_rgb",
     "require_folder",
-    "same_shape",
     "subset",
+    "unit_normals",
 ]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -72,7 +73,10 @@ def inside(path: Path, *, root: Path) -> Path:
     Raises:
         DataError: The resolved path lies outside the resolved root.
     """
-    real = path.resolve()
+    try:
+        real = path.resolve()
+    except (OSError, ValueError) as error:  # a name with a NUL, or longer than the file system has
+        raise DataError(f"{str(path)!r}: is no name of a file ({error}); mend the list that names it") from error
     if not real.is_relative_to(root.resolve()):
         raise DataError(
             f"{path}: leads outside the data folder {root} (to {real}); copy the file into the folder instead"
@@ -197,20 +201,28 @@ def decode_mat(data: bytes, *, names: Sequence[str], where: str) -> dict[str, ND
     return found
 
 
-def read_depth(path: Path) -> NDArray[np.float32]:
-    """Read ``(H, W)`` metres from a .npy file; zero, negative and non-finite values become 255.0 (invalid).
+def read_npy(path: Path) -> NDArray[np.float32]:
+    """Read numbers from a .npy file.
 
     Raises:
         BadImageError: Not a plain numeric array file.
     """
     try:
         _check_npy(path)
-        depth = np.load(path, allow_pickle=False)
-        depth_HW = np.asarray(depth, dtype=np.float32)
+        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
     except FileNotFoundError as error:
         raise BadImageError(f"{path}: file not found; the data folder is incomplete") from error
     except (OSError, ValueError, EOFError, TypeError) as error:
         raise BadImageError(f"{path}: cannot be read as a numeric .npy array ({error}); replace the file") from error
+
+
+def read_depth(path: Path) -> NDArray[np.float32]:
+    """Read ``(H, W)`` metres from a .npy file; zero, negative and non-finite values become 255.0 (invalid).
+
+    Raises:
+        BadImageError: Not a plain numeric array file.
+    """
+    depth_HW = read_npy(path)
     depth_HW = depth_HW.squeeze(-1) if depth_HW.ndim == 3 and depth_HW.shape[-1] == 1 else depth_HW
     return np.where(np.isfinite(depth_HW) & (depth_HW > 0), depth_HW, np.float32(255.0))
 
@@ -232,10 +244,14 @@ def decode_normals(pixels_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
     A pixel whose vector is not near unit length encodes no direction (black and mid-grey are used for "nothing") and
     becomes exact zeros. The published loader trains on such pixels as if they were normals.
     """
-    vector_HW3 = pixels_HW3.astype(np.float32) * np.float32(2.0 / 255.0) - np.float32(1.0)
+    return unit_normals(pixels_HW3.astype(np.float32) * np.float32(2.0 / 255.0) - np.float32(1.0))
+
+
+def unit_normals(vector_HW3: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors of near unit length, normalised; exact zeros for all others."""
     length_HW1 = np.sqrt((vector_HW3 * vector_HW3).sum(-1, keepdims=True))
     valid_HW1 = (length_HW1 > 0.5) & (length_HW1 < 1.5)
-    return np.where(valid_HW1, vector_HW3 / np.maximum(length_HW1, 0.5), np.float32(0.0))
+    return np.where(valid_HW1, vector_HW3 / np.maximum(length_HW1, np.float32(0.5)), np.float32(0.0))
 
 
 def read_list(path: Path, *, root: Path, layout: str) -> list[str]:
@@ -305,20 +321,6 @@ def subset(names: Iterable[str], *, images: int | None, seed: int, where: str) -
     ordered = sorted(names)
     chosen = choose(len(ordered), images=images, seed=seed, where=where)
     return ordered if chosen is None else [ordered[i] for i in chosen]
-
-
-def same_shape(labels: Mapping[str, NDArray[np.generic]], *, image: NDArray[np.uint8], path: Path) -> None:
-    """Check that every label map is as large as its image.
-
-    Raises:
-        BadImageError: A label map of another size.
-    """
-    for task, array in labels.items():
-        wanted = image.shape if task == "normals" else image.shape[:2]
-        if array.shape != wanted:
-            raise BadImageError(
-                f"{path}: {task} label has shape {array.shape}, its image needs {wanted}; replace the label"
-            )
 
 
 def content_fingerprint(kind: str, *, root: Path, files: Iterable[Path], facts: Mapping[str, object]) -> str:

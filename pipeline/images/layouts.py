@@ -22,9 +22,9 @@ from scipy.ndimage import label as connected
 
 from pipeline.errors import DataError
 from pipeline.images.scenes import scene_seed
-from pipeline.scenes.render import CLASSES, RenderedScene, render_layers
+from pipeline.scenes.render import CLASSES, INVALID_DEPTH, RenderedScene, render_layers
 
-__all__ = ["LAYOUTS", "NYUD_CLASSES", "PASCAL_CLASSES", "Layout", "region_map", "write_layout"]
+__all__ = ["CITYSCAPES_IDS", "LAYOUTS", "NYUD_CLASSES", "PASCAL_CLASSES", "Layout", "region_map", "write_layout"]
 
 # Scene class -> one of PASCAL's 21 (ball: bottle, crate: chair, pillar: tvmonitor, cone: sofa, lamp: bird stand in).
 PASCAL_CLASSES: dict[str, int] = {
@@ -56,7 +56,26 @@ NYUD_CLASSES: dict[str, int] = {
     "lamp": 34,
     "car": 2,
 }
-_PERSON = CLASSES.index("person")
+# Scene class -> a label id of Cityscapes (ball: traffic light, crate: building, cone: traffic sign, table: fence, lamp:
+# truck stand in).
+CITYSCAPES_IDS: dict[str, int] = {
+    "ground": 7,
+    "wall": 12,
+    "sky": 23,
+    "person": 24,
+    "ball": 19,
+    "crate": 11,
+    "pillar": 17,
+    "cone": 20,
+    "table": 13,
+    "tree": 21,
+    "lamp": 27,
+    "car": 26,
+}
+# A stereo camera like that of Cityscapes, its focal length 1.1 times the width of the image.
+_BASELINE = 0.22
+_FOCAL = 1.1
+_MOST_DISPARITY = 128.0  # what stereo matching searches; anything nearer has no measurement
 _REPEATS = 38  # instances of one class with their own number; 12 x 38 stays within the 459 of PASCAL-Context
 _PART_NAMES = {1: "head", 2: "torso", 3: "luarm", 4: "llarm", 5: "luleg", 6: "llleg"}
 _OBJECT_FIELDS = [("class", object), ("class_ind", object), ("mask", object), ("parts", object)]
@@ -135,7 +154,7 @@ def _imagefolder(root: Path, split: str, name: str, scene: RenderedScene) -> lis
 
 
 def _no_lists(root: Path, split: str, written: dict[str, list[int]]) -> None:
-    """An image folder needs none."""
+    """None is needed."""
 
 
 def _pascal_context(root: Path, split: str, name: str, scene: RenderedScene) -> list[int]:
@@ -180,6 +199,23 @@ def _nyud_lists(root: Path, split: str, written: dict[str, list[int]]) -> None:
     _lines(root / "gt_sets" / f"{split}.txt", written)
 
 
+def _cityscapes(root: Path, split: str, name: str, scene: RenderedScene) -> list[int]:
+    """All images are of one city, Scenes."""
+    stem = f"{split}/scenes/scenes_000000_{name.rsplit('_', 1)[1]}"
+    _png(root / "leftImg8bit" / f"{stem}_leftImg8bit.png", scene.sample.image)
+    _png(root / "gtFine" / f"{stem}_gtFine_labelIds.png", _renamed(scene, CITYSCAPES_IDS))
+    _png(root / "disparity" / f"{stem}_disparity.png", _stereo(scene))
+    return []
+
+
+def _stereo(scene: RenderedScene) -> NDArray[np.uint16]:
+    """``256 d + 1`` of the disparity d that goes with the depth, 0 in the sky and right before the camera."""
+    depth_HW = np.asarray(scene.sample.labels["depth"], dtype=np.float64)
+    disparity_HW = _BASELINE * _FOCAL * depth_HW.shape[1] / depth_HW
+    measured_HW = (depth_HW != INVALID_DEPTH) & (disparity_HW < _MOST_DISPARITY)
+    return np.where(measured_HW, np.rint(disparity_HW * 256) + 1, 0).astype(np.uint16)
+
+
 class Layout(NamedTuple):
     """How to write one image (root, split, name, scene) and, after it, the lists of a split (root, split, images)."""
 
@@ -188,6 +224,7 @@ class Layout(NamedTuple):
 
 
 LAYOUTS: dict[str, Layout] = {
+    "cityscapes": Layout(_cityscapes, _no_lists),
     "imagefolder": Layout(_imagefolder, _no_lists),
     "nyud": Layout(_nyud, _nyud_lists),
     "pascal-context": Layout(_pascal_context, _pascal_lists),
@@ -228,7 +265,7 @@ def _jpeg(path: Path, image: NDArray[np.uint8]) -> None:
     Image.fromarray(image).save(path, quality=95, subsampling=0)
 
 
-def _png(path: Path, pixels: NDArray[np.uint8]) -> None:
+def _png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 

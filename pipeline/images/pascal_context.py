@@ -1,4 +1,4 @@
-"""PASCAL-Context for multi-task learning (the PASCAL_MT folder), as published multi-task code expects it on disk.
+"""PASCAL-Context for multi-task learning, as published multi-task code expects it on disk.
 
 JPEGImages/<id>.jpg                   images
 ImageSets/Context/{train,val}.txt     image ids of the splits
@@ -8,40 +8,30 @@ human_parts/<id>.mat                  anno: objects with class, mask and named p
 sal_distill/<id>.png                  0 to 255, salient above one half
 normals_distill/<id>.png              2 x / 255 - 1
 json/{context,nyu}_classes.json       classes whose normals are valid are those that both name
+
+This is the folder PASCALContext of the published SAK, ATRC and InvPT. Its ImageSets/Parts/{train,val}.txt, which
+published code writes to remember which images show people, is not needed: what is derived from annotations (part maps,
+boundaries) is kept in the cache folder instead.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadImageError, DataError
-from pipeline.images.files import (
-    content_fingerprint,
-    decode_normals,
-    inside,
-    read_list,
-    read_mat,
-    read_png_map,
-    read_rgb,
-    require_folder,
-    same_shape,
-    subset,
-)
-from pipeline.images.sample import ImageSample
+from pipeline.images.derived import derived_map
+from pipeline.images.files import decode_mat, decode_normals, read_file, read_list, read_png_map
+from pipeline.images.labelled import Decoders, LabelledFolder, present, read_vectors
 
-__all__ = ["LAYOUT", "PART_LABELS", "TASKS", "PascalContext", "map_edges", "person_parts"]
+__all__ = ["PART_LABELS", "PascalContext", "map_edges", "person_parts"]
 
-TASKS = ("semseg", "human_parts", "normals", "edge", "sal")
-LAYOUT = (
-    "the PASCAL_MT layout: JPEGImages, ImageSets/Context/{train,val}.txt, semseg/VOC12, pascal-context/trainval, "
-    "human_parts, sal_distill, normals_distill, json"
-)
 _PERSON = 15
 _HEAD = ("hair", "head", "mouth", "nose", "lear", "rear", "lebrow", "rebrow", "leye", "reye")
 # Part name in the annotation -> label; hands belong to the lower arm, feet to the lower leg, the neck to the torso.
@@ -55,74 +45,62 @@ PART_LABELS: dict[str, int] = {
 }
 
 
-class PascalContext:
+class PascalContext(LabelledFolder):
     """One split of PASCAL-Context with its five tasks; keys are the image ids."""
+
+    dataset = "pascalcontext"
+    tasks = ("semseg", "human_parts", "normals", "edge", "sal")
+    layout = (
+        "the PASCALContext layout: JPEGImages, ImageSets/Context/{train,val}.txt, semseg/VOC12,"
+        " pascal-context/trainval, human_parts, sal_distill, normals_distill, json"
+    )
+    published = MappingProxyType({"train": 4998, "val": 5105})
+    marks = ("JPEGImages", "ImageSets/Context")
+    made_from = MappingProxyType({"edge": "regions"})
 
     def __init__(self, root: Path, *, split: str, images: int | None = None, seed: int = 0) -> None:
         """Read the split list and the class tables; no image is opened yet.
 
         Raises:
-            DataError: Missing folder, unknown split, unreadable or empty list.
+            DataError: Missing folder, unknown split, unreadable or empty list, or unreadable class tables.
         """
-        if split not in ("train", "val"):
-            raise DataError(f"pascalcontext: unknown split {split!r}; choose one of train, val")
-        self._root = require_folder(root, layout=LAYOUT)
-        ids = read_list(root / "ImageSets" / "Context" / f"{split}.txt", root=root, layout=LAYOUT)
-        self._keys = tuple(subset(ids, images=images, seed=seed, where=f"{root} ({split})"))
-        self._valid = _classes_with_normals(root)
+        super().__init__(root, split=split, images=images, seed=seed)
+        self._valid = sorted(_classes_with_normals(root, layout=self.layout))
 
-    @property
-    def dataset(self) -> str:
-        """``pascalcontext``."""
-        return "pascalcontext"
+    def _ids(self, split: str) -> list[str]:
+        path = self._root / "ImageSets" / "Context" / f"{split}.txt"
+        return read_list(path, root=self._root, layout=self.layout)
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Its five tasks."""
-        return TASKS
+    def _facts(self) -> Mapping[str, object]:
+        return {"classes with normals": self._valid}
 
-    def fingerprint(self) -> str:
-        """Digest of all image and label files; reads every file the first time it is asked for."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
-        files = [path for key in self._keys for path in self._files(key).values()]
-        facts = {"classes with normals": sorted(self._valid)}
-        return content_fingerprint("pascalcontext", root=self._root, files=files, facts=facts)
-
-    def keys(self) -> Sequence[str]:
-        """Image ids."""
-        return self._keys
-
-    def read(self, index: int, /, *, labels: bool = True) -> ImageSample:
-        """Decode one image and its five label maps.
-
-        Raises:
-            BadImageError: A file is missing, damaged or of another size; the message names it.
-        """
-        key = self._keys[index]
-        files = self._files(key)
-        image = read_rgb(files["image"])
-        if not labels:
-            return ImageSample(key=key, image=image)
-        regions_HW = self.regions(index)
-        if regions_HW.shape != image.shape[:2]:
-            raise BadImageError(
-                f"{files['regions']}: LabelMap has shape {regions_HW.shape}, its image {image.shape[:2]}"
-            )
-        normals_HW3 = decode_normals(_three(files["normals"]))
-        if normals_HW3.shape == image.shape:
-            normals_HW3[~np.isin(regions_HW, list(self._valid))] = 0.0
-        maps: dict[str, NDArray[np.generic]] = {
-            "semseg": read_png_map(files["semseg"]),
-            "human_parts": person_parts(files["human_parts"], shape=image.shape[:2]),
-            "normals": normals_HW3,
-            "edge": map_edges(regions_HW),
-            "sal": np.asarray(read_png_map(files["sal"]) > 127, dtype=np.uint8),
+    def _files(self, key: str) -> Mapping[str, Path]:
+        root = self._root
+        return {
+            "image": root / "JPEGImages" / f"{key}.jpg",
+            "semseg": present(root / "semseg", f"VOC12/{key}.png", f"pascal-context/{key}.png"),
+            "regions": root / "pascal-context" / "trainval" / f"{key}.mat",
+            "human_parts": root / "human_parts" / f"{key}.mat",
+            "sal": root / "sal_distill" / f"{key}.png",
+            "normals": root / "normals_distill" / f"{key}.png",
         }
-        same_shape(maps, image=image, path=files["image"])
-        return ImageSample(key=key, image=image, labels=maps)
+
+    def _labels(self, files: Mapping[str, Path], *, size: tuple[int, int] | None) -> Decoders:
+        context = _Regions(files["regions"])
+        return {
+            "semseg": lambda: read_png_map(files["semseg"]),
+            "human_parts": lambda: _cached_parts(files["human_parts"], shape=size or context.map_HW.shape),
+            "normals": lambda: self._normals(files["normals"], context),
+            "edge": context.edges,
+            "sal": lambda: np.asarray(read_png_map(files["sal"]) > 127, dtype=np.uint8),
+        }
+
+    def _normals(self, path: Path, context: _Regions) -> NDArray[np.float32]:
+        """Normals of the classes that have valid ones; nothing for the others, as published."""
+        normals_HW3 = decode_normals(read_vectors(path))
+        if normals_HW3.shape[:2] == context.map_HW.shape:  # who reads them finds and names another size
+            normals_HW3[~np.isin(context.map_HW, self._valid)] = 0.0
+        return normals_HW3
 
     def regions(self, index: int, /) -> NDArray[np.generic]:
         """The map of 459 classes of one image ``(H, W)``.
@@ -130,22 +108,39 @@ class PascalContext:
         Raises:
             BadImageError: The file is missing or damaged; the message names it.
         """
-        return read_mat(self._files(self._keys[index])["regions"], name="LabelMap")
+        return _Regions(self._safe_files(self._keys[index])["regions"]).map_HW
 
-    def _files(self, key: str) -> dict[str, Path]:
-        root = self._root
-        semseg = root / "semseg" / "VOC12" / f"{key}.png"
-        if not semseg.is_file():
-            semseg = root / "semseg" / "pascal-context" / f"{key}.png"
-        files = {
-            "image": root / "JPEGImages" / f"{key}.jpg",
-            "semseg": semseg,
-            "regions": root / "pascal-context" / "trainval" / f"{key}.mat",
-            "human_parts": root / "human_parts" / f"{key}.mat",
-            "sal": root / "sal_distill" / f"{key}.png",
-            "normals": root / "normals_distill" / f"{key}.png",
-        }
-        return {name: inside(path, root=root) for name, path in files.items()}
+
+class _Regions:
+    """The map of 459 classes of one image, read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @cached_property
+    def _data(self) -> bytes:
+        return read_file(self._path)
+
+    @cached_property
+    def map_HW(self) -> NDArray[np.generic]:
+        regions_HW = decode_mat(self._data, names=("LabelMap",), where=str(self._path))["LabelMap"]
+        numbers = regions_HW.dtype.kind in "ui" or (regions_HW.dtype.kind == "f" and np.isfinite(regions_HW).all())
+        if regions_HW.ndim != 2 or not numbers:
+            raise BadImageError(
+                f"{self._path}: expected a LabelMap (H, W) of numbers, got {regions_HW.dtype} {regions_HW.shape};"
+                " replace the file"
+            )
+        return regions_HW
+
+    def edges(self) -> NDArray[np.uint8]:
+        """Boundaries between its classes."""
+        return derived_map("edges-1", self._data, make=lambda: map_edges(self.map_HW))
+
+
+def _cached_parts(path: Path, *, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    data = read_file(path)
+    kind = f"parts-1-{'x'.join(map(str, shape))}"
+    return derived_map(kind, data, make=lambda: person_parts(data, shape=shape, where=str(path)))
 
 
 def map_edges(regions_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -159,7 +154,7 @@ def map_edges(regions_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
     return np.asarray(thinned, dtype=np.uint8)
 
 
-def person_parts(path: Path, *, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def person_parts(data: bytes, *, shape: tuple[int, ...], where: str) -> NDArray[np.uint8]:
     """Merge the part masks of all persons of an annotation file into one map.
 
     An image without persons gives all background (0), as the published loaders do; their transforms then turn a map
@@ -169,7 +164,7 @@ def person_parts(path: Path, *, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         BadImageError: The file has another structure, an unknown part, or masks of another size.
     """
     parts_HW = np.zeros(shape, dtype=np.uint8)
-    annotation = read_mat(path, name="anno")
+    annotation = decode_mat(data, names=("anno",), where=where)["anno"]
     try:
         for thing in np.atleast_1d(annotation[0, 0]["objects"].squeeze()):
             if int(thing["class_ind"].squeeze()) != _PERSON or thing["parts"].size == 0:
@@ -177,21 +172,14 @@ def person_parts(path: Path, *, shape: tuple[int, ...]) -> NDArray[np.uint8]:
             for part in np.atleast_1d(thing["parts"].squeeze()):
                 name, mask = str(part["part_name"].squeeze()), part["mask"].astype(bool)
                 parts_HW[mask] = PART_LABELS[name]
-    except (KeyError, IndexError, ValueError, TypeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise BadImageError(
-            f"{path}: not an annotation of objects with class_ind, mask and parts of size {shape} ({error})"
+            f"{where}: not an annotation of objects with class_ind, mask and parts of size {shape} ({error})"
         ) from error
     return parts_HW
 
 
-def _three(path: Path) -> NDArray[np.uint8]:
-    pixels = read_png_map(path)
-    if pixels.ndim != 3:
-        raise BadImageError(f"{path}: expected an RGB image of normals, got a single-channel one")
-    return pixels
-
-
-def _classes_with_normals(root: Path) -> frozenset[int]:
+def _classes_with_normals(root: Path, *, layout: str) -> frozenset[int]:
     """Ids of the region classes whose distilled normals count: indoor classes, and tvmonitor, as published."""
     tables = []
     for name in ("nyu_classes.json", "context_classes.json"):
@@ -199,9 +187,14 @@ def _classes_with_normals(root: Path) -> frozenset[int]:
         try:
             tables.append(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: class table cannot be read ({error}); expected {LAYOUT}") from error
+            raise DataError(f"{path}: class table cannot be read ({error}); expected {layout}") from error
     indoor, context = tables
-    if not isinstance(context, dict):
-        raise DataError(f"{root}/json/context_classes.json: expected an object of class names to ids")
-    names = [name for name in indoor if name != "unknown"] + ["tvmonitor"]
-    return frozenset(int(context[name]) for name in names if name in context)
+    try:
+        ids = {name: int(number) for name, number in dict(context).items()}
+        names = [*(str(name) for name in indoor if name != "unknown"), "tvmonitor"]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{root}/json: expected class names in nyu_classes.json, and names with their ids in context_classes.json"
+            f" ({error}); take both from the published data set"
+        ) from error
+    return frozenset(ids[name] for name in names if name in ids)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.images import imagefolder, nyud, parquet, pascal_context, tar, webdataset
+from pipeline.images import imagefolder, parquet, tar, webdataset
+from pipeline.images.cityscapes import Cityscapes
 from pipeline.images.imagefolder import ImageFolder
+from pipeline.images.labelled import LabelledFolder
 from pipeline.images.nyud import Nyud
 from pipeline.images.parquet import ParquetImages
 from pipeline.images.pascal_context import PascalContext
@@ -18,7 +20,7 @@ from pipeline.images.scenes import SceneSource
 from pipeline.images.tar import TarImages
 from pipeline.images.webdataset import WebDatasetImages
 
-__all__ = ["SOURCES", "SourceRequest", "open_source"]
+__all__ = ["LABELLED", "SOURCES", "SourceRequest", "open_source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +73,10 @@ def _imagefolder(request: SourceRequest) -> ImageSource:
     return ImageFolder(root, split=request.split, images=request.images, seed=request.seed)
 
 
-def _pascalcontext(request: SourceRequest) -> ImageSource:
-    root = request.folder(pascal_context.LAYOUT)
-    return PascalContext(root, split=request.split, images=request.images, seed=request.seed)
-
-
-def _nyud(request: SourceRequest) -> ImageSource:
-    return Nyud(request.folder(nyud.LAYOUT), split=request.split, images=request.images, seed=request.seed)
+def _labelled(kind: type[LabelledFolder]) -> Callable[[SourceRequest], ImageSource]:
+    return lambda request: kind(
+        request.folder(kind.layout), split=request.split, images=request.images, seed=request.seed
+    )
 
 
 def _tar(request: SourceRequest) -> ImageSource:
@@ -95,11 +94,17 @@ def _parquet(request: SourceRequest) -> ImageSource:
     return ParquetImages(root, split=request.split, images=request.images, seed=request.seed, key=request.key)
 
 
+LABELLED: dict[str, type[LabelledFolder]] = {
+    "cityscapes": Cityscapes,
+    "nyud": Nyud,
+    "pascalcontext": PascalContext,
+}
+"""Data sets with labels, in a folder."""
+
 SOURCES: dict[str, Callable[[SourceRequest], ImageSource]] = {
+    **{name: _labelled(kind) for name, kind in LABELLED.items()},
     "imagefolder": _imagefolder,
-    "nyud": _nyud,
     "parquet": _parquet,
-    "pascalcontext": _pascalcontext,
     "scenes": _scenes,
     "scenes_night": _scenes_night,
     "tar": _tar,

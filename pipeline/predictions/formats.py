@@ -20,11 +20,13 @@ from torch import Tensor
 from pipeline.errors import BadImageError, PipelineError
 from pipeline.report.palettes import class_palette
 from pipeline.transforms import IGNORE, Array
+from sak.dense.registry import LABELS
 
-__all__ = ["FORMATS", "MapFormat", "encode_map", "png_of", "read_map"]
+__all__ = ["MapFormat", "encode_map", "format_of", "png_of", "read_map"]
 
-_MILLIMETRES = 1000
-_FARTHEST = 65535
+_LARGEST = 65535
+_STEPS: Mapping[str, int] = MappingProxyType({"m": 1000})
+_OTHER_STEPS = 256  # a unit, as the field stores disparities
 
 
 class MapFormat(NamedTuple):
@@ -41,51 +43,56 @@ class MapFormat(NamedTuple):
     about: str
 
 
-_CLASSES = MapFormat("P", IGNORE, "8-bit class indices with a palette; 255 where the network saw nothing")
-_SHARE = MapFormat("L", 0, "8-bit, 255 x probability, rounded down")
+def format_of(task: str, /) -> MapFormat:
+    """The format of a task's maps, which follows from how its labels look.
 
-FORMATS: Mapping[str, MapFormat] = MappingProxyType(
-    {
-        "semseg": _CLASSES,
-        "human_parts": _CLASSES,
-        "sal": _SHARE,
-        "normals": MapFormat("RGB", 128, "8-bit x, y, z as 127.5 (n + 1), unit length; 128 128 128 where none"),
-        "edge": _SHARE,
-        "depth": MapFormat("I;16", 0, "16-bit millimetres, 1 to 65535; 0 where the network saw nothing"),
-    }
-)
-"""Task to the format of its maps."""
+    Raises:
+        PipelineError: There is no such task.
+    """
+    if task not in LABELS:
+        raise PipelineError(f"predictions: expected one of {', '.join(LABELS)}, got task {task!r}")
+    label = LABELS[task]
+    if label.shown == "classes":
+        return MapFormat("P", IGNORE, "8-bit class indices with a palette; 255 where the network saw nothing")
+    if label.shown == "directions":
+        return MapFormat("RGB", 128, "8-bit x, y, z as 127.5 (n + 1), unit length; 128 128 128 where none")
+    if label.shown == "grey":
+        return MapFormat("L", 0, "8-bit, 255 x probability, rounded down")
+    steps = "millimetres" if label.unit == "m" else f"{_OTHER_STEPS} steps a {label.unit or 'unit'}"
+    return MapFormat("I;16", 0, f"16-bit {steps}, 1 to {_LARGEST}; 0 where the network saw nothing")
 
 
 def encode_map(task: str, logits_CHW: Tensor, /) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """A task's logits as the numbers of its files.
 
-    Shapes: ``(C, H, W)`` → ``(H, W)``, or ``(H, W, 3)`` for normals.
+    Shapes: ``(C, H, W)`` → ``(H, W)``, or ``(H, W, 3)`` for directions.
 
     Raises:
-        PipelineError: A task without a format.
+        PipelineError: There is no such task.
     """
-    if task in ("semseg", "human_parts"):
+    mode = format_of(task).mode
+    if mode == "P":
         found = logits_CHW.argmax(0).to(torch.uint8)
-    elif task == "normals":
+    elif mode == "RGB":
         unit_CHW = torch.nn.functional.normalize(logits_CHW, dim=0)
         found = ((unit_CHW + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
-    elif task == "sal":
-        found = (logits_CHW.softmax(0)[1] * 255).to(torch.uint8)
-    elif task == "edge":  # as published, and as odsF is counted: truncated
-        found = (logits_CHW[0].sigmoid() * 255).to(torch.uint8)
-    elif task == "depth":
-        millimetres_HW = (logits_CHW[0].nan_to_num() * _MILLIMETRES).round().clamp(1, _FARTHEST)
-        return millimetres_HW.cpu().numpy().astype(np.uint16)
+    elif mode == "L":  # as published, and as odsF is counted: truncated
+        share_HW = logits_CHW.softmax(0)[1] if len(logits_CHW) == 2 else logits_CHW[0].sigmoid()
+        found = (share_HW * 255).to(torch.uint8)
     else:
-        raise PipelineError(f"predictions: expected one of {', '.join(FORMATS)}, got task {task!r}")
+        steps_HW = (logits_CHW[0].nan_to_num() * _steps(task)).round().clamp(1, _LARGEST)
+        return steps_HW.cpu().numpy().astype(np.uint16)
     return np.ascontiguousarray(found.cpu().numpy())
+
+
+def _steps(task: str) -> int:
+    return _STEPS.get(LABELS[task].unit, _OTHER_STEPS)
 
 
 def png_of(task: str, stored: Array, /, *, dataset: str) -> bytes:
     """What ``encode_map`` gave, as the bytes of a PNG file."""
     image = Image.fromarray(stored)
-    if FORMATS[task].mode == "P":
+    if format_of(task).mode == "P":
         image.putpalette(class_palette(dataset, task=task).tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -105,13 +112,14 @@ def read_map(task: str, path: Path, /) -> Array:
             mode, pixels = image.mode, np.array(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise BadImageError(f"{path}: cannot be read ({error}); delete it and run the same command again") from error
-    if mode != FORMATS[task].mode:
-        raise BadImageError(f"{path}: expected mode {FORMATS[task].mode}, got {mode}; name another folder to save to")
-    if task in ("semseg", "human_parts"):
+    wanted = format_of(task).mode
+    if mode != wanted:
+        raise BadImageError(f"{path}: expected mode {wanted}, got {mode}; name another folder to save to")
+    if mode == "P":
         return pixels
-    if task == "depth":
-        return np.where(pixels == 0, np.float32(np.nan), pixels.astype(np.float32) / np.float32(_MILLIMETRES))
-    if task == "normals":
+    if mode == "I;16":
+        return np.where(pixels == 0, np.float32(np.nan), pixels.astype(np.float32) / np.float32(_steps(task)))
+    if mode == "RGB":
         vectors = pixels.astype(np.float32) / np.float32(127.5) - 1
         length = np.linalg.norm(vectors, axis=2, keepdims=True)
         return np.where(length > 0.5, vectors / np.maximum(length, np.float32(1e-6)), np.float32(0))  # 128 is none

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.transforms import Array, Box, flip, pad_box, resize_label
 from pipeline.views import FULL_SIZE_KINDS, ViewDraw
+from sak.dense.registry import LABELS
 from sak.grids import resize_map
 
 __all__ = ["Frame", "frame_of", "logits_in_image", "map_in_image", "on_canvas"]
@@ -26,7 +27,7 @@ class Frame(NamedTuple):
         box: What of the image it shows, in the image's own pixels.
         size: Height and width of the image.
         flip: Whether the view is mirrored.
-        scale: Depth in the view times this is depth in the image.
+        scale: Factor by which the image was scaled for the view.
     """
 
     inside: Box
@@ -61,10 +62,9 @@ def logits_in_image(task: str, logits_CHW: Tensor, /, *, frame: Frame) -> Tensor
     found_CHW = logits_CHW.float()[:, top : top + height, left : left + width]
     if frame.flip:
         found_CHW = found_CHW.flip(-1)
-        if task == "normals":
-            found_CHW = found_CHW * torch.tensor([-1.0, 1.0, 1.0], device=found_CHW.device).view(3, 1, 1)
-    if task == "depth":
-        found_CHW = found_CHW * frame.scale
+        if LABELS[task].mirrored:
+            found_CHW = torch.cat([-found_CHW[:1], found_CHW[1:]])
+    found_CHW = found_CHW * frame.scale ** -LABELS[task].zoom
     return resize_map(found_CHW[None], (frame.box.height, frame.box.width))[0]
 
 
@@ -73,8 +73,9 @@ def map_in_image(name: str, array: Array, /, *, frame: Frame, fill: float) -> Ar
     top, left, height, width = frame.inside
     found = {name: array[top : top + height, left : left + width]}
     (moved,) = (flip(found) if frame.flip else found).values()
-    if name == "depth" and frame.scale != 1.0:
-        moved = np.where(moved == fill, moved, moved * moved.dtype.type(frame.scale))
+    zoom = LABELS[name].zoom if name in LABELS else 0
+    if zoom and frame.scale != 1.0:
+        moved = np.where(moved == fill, moved, moved * moved.dtype.type(frame.scale**-zoom))
     return on_canvas(resize_label(moved, size=(frame.box.height, frame.box.width)), frame=frame, fill=fill)
 
 

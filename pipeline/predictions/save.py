@@ -7,24 +7,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.config import Study
 from pipeline.errors import PipelineError
 from pipeline.loader import load_samples
-from pipeline.predictions.formats import FORMATS, read_map
+from pipeline.predictions.formats import format_of, read_map
 from pipeline.predictions.frame import map_in_image
 from pipeline.predictions.saver import Place, Saver, map_path
 from pipeline.predictions.sheets import SheetImage, sheet
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.stagedir import StageDir, read_json, write_json
 from pipeline.students import Normalise
+from pipeline.targets import target_source
 from pipeline.tensors import to_tensors
 from pipeline.tracking import CONSOLE, progress_bar
 from pipeline.trained import spec_to_score, trained_to_score
-from pipeline.transforms import FILL
 from pipeline.viewsets import complete_views
 from pipeline.whole_file import write_whole
+from sak.dense.registry import LABELS
+from sak.student.frozen import FrozenTeachers
 from sak.tasks import TASK_NAMES, dataset_spec
 from store.viewset import ViewSet
 
@@ -97,8 +100,8 @@ def _record(stage: StageDir, view_set: ViewSet, tasks: Sequence[str]) -> dict[st
     """What the folder's record says: whose maps they are, and how to read them."""
     dataset = dataset_spec(view_set.spec.dataset)
     about: dict[str, object] = {
-        task: {"format": FORMATS[task].about}
-        | ({"classes": list(dataset.task(task).classes)} if FORMATS[task].mode == "P" else {})
+        task: {"format": format_of(task).about}
+        | ({"classes": list(dataset.task(task).classes)} if format_of(task).mode == "P" else {})
         for task in tasks
     }
     inputs = {key: stage.inputs[key] for key in ("trained", "views")}
@@ -131,13 +134,20 @@ def _predict(study: Study, out: Path, plan: _Plan, saver: Saver, *, label: str) 
     seed_everything(study.seed, threads=study.threads)
     student = trained_to_score(study, out, device=device).student
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
+    kind = study.scored_targets if isinstance(student, FrozenTeachers) else None
+    targets = target_source(study.scored, plan.view_set, kind=kind, device=device) if kind else None
     chunks = [plan.rows[start : start + batch] for start in range(0, len(plan.rows), batch)]
     lacking = [chunk for chunk in chunks if saver.absent(chunk)]
     with torch.inference_mode(), progress_bar("images") as bar:
         shown = bar.add_task(f"{label}: predictions", total=sum(map(len, lacking)), note="")
         for chunk in lacking:
             pixels = to_tensors(load_samples(plan.view_set, chunk, tasks=())).pixels.to(device)
-            saver.add(chunk, student(normalise(pixels), with_aligned=False).tasks)
+            if isinstance(student, FrozenTeachers):
+                assert targets is not None
+                output = student(targets.targets(targets.read(np.asarray(chunk)), pixels))
+            else:
+                output = student(normalise(pixels), with_aligned=False)
+            saver.add(chunk, output.tasks)
             bar.advance(shown, len(chunk))
 
 
@@ -164,10 +174,10 @@ def _sheet_images(plan: _Plan, places: Sequence[Place]) -> list[SheetImage]:
     return [
         SheetImage(
             name=place.name.as_posix(),
-            image=map_in_image("image", sample.image, frame=place.frame, fill=FILL["image"]),
+            image=map_in_image("image", sample.image, frame=place.frame, fill=0),
             predicted={task: read_map(task, map_path(plan.folder, place, task)) for task in plan.tasks},
             true={
-                task: map_in_image(task, label, frame=place.frame, fill=FILL[task])
+                task: map_in_image(task, label, frame=place.frame, fill=LABELS[task].invalid)
                 for task, label in sample.labels.items()
             },
         )

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 from torch import Tensor
 
-from pipeline.predictions.formats import FORMATS, encode_map, png_of
+from pipeline.predictions.formats import encode_map, format_of, png_of
 from pipeline.predictions.frame import Frame, frame_of, logits_in_image, on_canvas
 from pipeline.predictions.names import relative_name
 from pipeline.transforms import Array
@@ -105,7 +105,7 @@ class Saver:
 
     def _write(self, place: Place, stored: Mapping[str, Array]) -> None:
         for task, array in stored.items():
-            whole = on_canvas(array, frame=place.frame, fill=FORMATS[task].fill)
+            whole = on_canvas(array, frame=place.frame, fill=format_of(task).fill)
             write_whole(map_path(self._folder, place, task), png_of(task, whole, dataset=self._dataset))
 
     def _settle(self, most: int) -> None:

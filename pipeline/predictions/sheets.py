@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.report.colour import CLASS_TASKS, DepthRange, colour_task, depth_range
 from pipeline.report.palettes import IGNORE, class_palette
 from pipeline.transforms import Array
+from sak.dense.registry import LABELS
 from sak.tasks import DatasetSpec
 
 __all__ = ["SheetImage", "sheet"]
@@ -24,6 +25,7 @@ TALLEST = 280
 LINE = 20
 INK, PALE, PAPER, RULE = (28, 32, 38), (112, 118, 126), (255, 255, 255), (222, 225, 229)
 ROWS = ("prediction", "truth")
+_NO_RANGE = DepthRange(0.0, 1.0)
 _SIZE = 14  # of letters, in pixels
 
 Pixels = NDArray[np.uint8]
@@ -93,21 +95,23 @@ def _block(item: SheetImage, *, dataset: str, tasks: Sequence[str]) -> _Block:
     rows, columns = item.image.shape[:2]
     height = min(TALLEST, max(1, round(CELL * rows / columns)))
     maps = {"prediction": item.predicted, "truth": item.true}
-    limits = depth_range([found["depth"] for found in reversed(maps.values()) if "depth" in found])
+    ranged = [task for task in tasks if LABELS[task].shown == "range"]
+    limits = {
+        task: depth_range([found[task] for found in (item.true, item.predicted) if task in found]) for task in ranged
+    }
     cells = {
-        (row, task): _fitted(_coloured(task, found[task], dataset=dataset, limits=limits), height, task=task)
+        (row, task): _fitted(
+            colour_task(task, found[task], dataset=dataset, limits=limits.get(task, _NO_RANGE)), height, task=task
+        )
         for row, found in maps.items()
         for task in tasks
         if task in found
     }
     notes = [item.name, f"{columns} x {rows}"]
-    if "depth" in tasks:
-        notes += [f"depth: {limits.near:.1f} m is bright,", f"{limits.far:.1f} m dark"]
+    for task, (near, far) in limits.items():
+        unit = LABELS[task].unit
+        notes += [f"{LABELS[task].title}: {near:.1f} {unit} is bright,", f"{far:.1f} {unit} dark"]
     return _Block(height, _fitted(item.image, height, task=""), cells, tuple(notes))
-
-
-def _coloured(task: str, array: Array, *, dataset: str, limits: DepthRange) -> Pixels:
-    return colour_task(task, array, dataset=dataset, limits=limits)
 
 
 def _fitted(pixels: Pixels, height: int, *, task: str) -> Image.Image:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.report.data import ReportError
 from pipeline.report.palettes import IGNORE, class_palette
+from sak.dense.registry import LABELS
 
 __all__ = [
     "CLASS_TASKS",
@@ -26,7 +27,7 @@ __all__ = [
     "pca_colours",
 ]
 
-CLASS_TASKS = ("semseg", "human_parts")
+CLASS_TASKS = tuple(name for name, label in LABELS.items() if label.shown == "classes")
 INVALID_DEPTH = 255.0
 GREY = np.array([128, 128, 128], dtype=np.uint8)
 
@@ -143,15 +144,16 @@ def colour_task(task: str, array: NDArray[np.generic], *, dataset: str, limits: 
     Raises:
         ReportError: The task is unknown, or the array is not what the task's maps look like.
     """
-    if task in CLASS_TASKS:
+    if task not in LABELS:
+        raise ReportError(f"task {task!r}: expected one of {', '.join(LABELS)} to colour")
+    shown = LABELS[task].shown
+    if shown == "classes":
         return colour_classes(array, dataset=dataset, task=task)
-    if task == "normals":
+    if shown == "directions":
         return colour_normals(array)
-    if task == "depth":
+    if shown == "range":
         return colour_depth(array, limits=limits)
-    if task in ("edge", "sal"):
-        return colour_probability(array, task=task)
-    raise ReportError(f"task {task!r}: expected one of {(*CLASS_TASKS, 'normals', 'depth', 'edge', 'sal')} to colour")
+    return colour_probability(array, task=task)
 
 
 class _Basis(NamedTuple):

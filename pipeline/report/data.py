@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.report.pr import PrLine
+from pipeline.scores import ScoreLine
 
 __all__ = [
     "Curve",
@@ -168,6 +169,7 @@ class ReportData:
 
     ``runs[0]`` is the run the report is about: the cards and, when ``summary`` is empty, the headline speak of it.
     ``summary`` is the finding in one sentence. ``created`` is printed as given, so equal data give equal bytes.
+    ``scores`` are all metrics and classes, one cell for each of ``runs``.
     ``classes`` names the classes of ``semseg`` and ``human_parts`` for the colour key, by task.
 
     Raises:
@@ -189,6 +191,7 @@ class ReportData:
     recipe_yaml: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scores: tuple[ScoreLine, ...] = ()
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

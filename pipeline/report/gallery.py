@@ -14,6 +14,7 @@ from pipeline.report.colour import CLASS_TASKS, DepthRange, colour_task, depth_r
 from pipeline.report.data import GallerySample, ReportData
 from pipeline.report.palettes import IGNORE, class_palette
 from pipeline.report.pictures import Picture, picture
+from sak.dense.registry import LABELS
 
 __all__ = ["ClassKey", "FeatureBlock", "Gallery", "class_keys", "feature_blocks", "gallery"]
 
@@ -86,9 +87,11 @@ def _runs(data: ReportData) -> list[str]:
     return list(dict.fromkeys([*(r.name for r in data.runs), *(n for s in data.gallery for n in s.predictions)]))
 
 
-def _limits(sample: GallerySample) -> DepthRange:
+def _limits(sample: GallerySample) -> dict[str, DepthRange]:
+    """From near to far, of each task that is shown so."""
     maps = [sample.labels, *sample.predictions.values()]
-    return depth_range([found["depth"] for found in maps if "depth" in found])
+    shown = [name for name, label in LABELS.items() if label.shown == "range" and any(name in found for found in maps)]
+    return {task: depth_range([found[task] for found in maps if task in found]) for task in shown}
 
 
 def _line(sample: GallerySample, *, who: str, tasks: Sequence[str], dataset: str) -> tuple[Picture | None, ...]:
@@ -100,7 +103,7 @@ def _line(sample: GallerySample, *, who: str, tasks: Sequence[str], dataset: str
         if task not in maps:
             pictures.append(None)
             continue
-        pixels = colour_task(task, maps[task], dataset=dataset, limits=limits)
+        pixels = colour_task(task, maps[task], dataset=dataset, limits=limits.get(task, DepthRange(0.0, 1.0)))
         alt = f"{task}, {source}, {sample.key}"
         pictures.append(picture(pixels, alt=alt, width=CELL, hard=task in CLASS_TASKS))
     return tuple(pictures)
@@ -121,8 +124,8 @@ def gallery(data: ReportData) -> Gallery:
             if name in sample.predictions:
                 made = _line(sample, who=name, tasks=tasks, dataset=data.dataset)
                 lines.append(GalleryLine(name, slot, swatch(slot), made))
-        near, far = _limits(sample)
-        depth = f"depth {near:.1f}–{far:.1f} m" if "depth" in tasks else ""
+        limits = _limits(sample)
+        depth = ", ".join(f"{task} {near:.1f}–{far:.1f} {LABELS[task].unit}" for task, (near, far) in limits.items())
         image = picture(sample.image, alt=f"image {sample.key}", width=CELL)
         samples.append(GallerySet(sample.key, image, depth, tuple(lines)))
     shown = {name for sample in data.gallery for name in sample.predictions}

@@ -1,13 +1,15 @@
-"""Class palettes: the VOC rule, forty well-separated colours for NYUD, and twelve that look like what they name."""
+"""Class palettes: the VOC rule, Cityscapes' own, forty far apart for NYUD, twelve that look like what they name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IGNORE", "class_palette", "distinct_palette", "scenes_palette", "voc_palette"]
+__all__ = ["IGNORE", "cityscapes_palette", "class_palette", "distinct_palette", "scenes_palette", "voc_palette"]
 
 IGNORE = 255
 VOID = (224, 224, 192)  # the VOC rule's colour of index 255, used for ignored pixels in every palette
@@ -25,6 +27,28 @@ SCENES = (
     (44, 140, 60),  # tree
     (250, 240, 110),  # lamp
     (30, 80, 180),  # car
+)
+
+CITYSCAPES = (
+    (128, 64, 128),  # road
+    (244, 35, 232),  # sidewalk
+    (70, 70, 70),  # building
+    (102, 102, 156),  # wall
+    (190, 153, 153),  # fence
+    (153, 153, 153),  # pole
+    (250, 170, 30),  # traffic light
+    (220, 220, 0),  # traffic sign
+    (107, 142, 35),  # vegetation
+    (152, 251, 152),  # terrain
+    (70, 130, 180),  # sky
+    (220, 20, 60),  # person
+    (255, 0, 0),  # rider
+    (0, 0, 142),  # car
+    (0, 0, 70),  # truck
+    (0, 60, 100),  # bus
+    (0, 80, 100),  # train
+    (0, 0, 230),  # motorcycle
+    (119, 11, 32),  # bicycle
 )
 
 LINEAR_TO_LMS = (
@@ -99,16 +123,25 @@ def scenes_palette() -> NDArray[np.uint8]:
     return _full(np.array(SCENES, dtype=np.uint8))
 
 
+@cache
+def cityscapes_palette() -> NDArray[np.uint8]:
+    """The published colours of Cityscapes' 19 classes, in their order: road to bicycle.
+
+    Shapes:
+        returns ``(256, 3)``.
+    """
+    return _full(np.array(CITYSCAPES, dtype=np.uint8))
+
+
 def class_palette(dataset: str, *, task: str) -> NDArray[np.uint8]:
     """Colours of a class map: ``semseg`` by data set, everything else by the VOC rule.
 
     Shapes:
         returns ``(256, 3)``.
     """
-    if task != "semseg":
-        return voc_palette()
-    if dataset == "scenes":
-        return scenes_palette()
-    if dataset == "nyud":
-        return distinct_palette()
-    return voc_palette()
+    return _SEMSEG.get(dataset, voc_palette)() if task == "semseg" else voc_palette()
+
+
+_SEMSEG: Mapping[str, Callable[[], NDArray[np.uint8]]] = MappingProxyType(
+    {"cityscapes": cityscapes_palette, "nyud": distinct_palette, "scenes": scenes_palette}
+)

@@ -13,16 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.boundary.counts import write_counts
+from pipeline.boundary.counts import CountTable, write_counts
 from pipeline.boundary.held_out import HeldOut, rules_of
 from pipeline.config import Study
 from pipeline.config_losses import FeatureLossConfig
+from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import PipelineError
 from pipeline.identity import distill_dir, evaluate_dir
 from pipeline.loader import load_samples
+from pipeline.own_size import OwnSize, Scored
 from pipeline.predictions.save import save_predictions, saving
 from pipeline.predictions.saver import Saver
 from pipeline.runtime import pick_device, seed_everything
+from pipeline.scoring import ScoreSums, all_counted, batches_of
 from pipeline.stagedir import StageDir, write_json
 from pipeline.standards import Standards, read_standards
 from pipeline.students import Normalise
@@ -33,8 +36,10 @@ from pipeline.trained import trained_to_score
 from pipeline.training import loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views
+from sak.dense.registry import LABELS
 from sak.losses.distill import distill_loss
 from sak.metrics import TaskMetrics
+from sak.student.frozen import FrozenTeachers
 from sak.student.model import Student, StudentOutput, parameter_counts
 from store.viewset import ViewSet
 
@@ -43,12 +48,13 @@ __all__ = ["decode_predictions", "evaluate"]
 Array = NDArray[np.generic]
 
 
-def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
+def evaluate(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) -> StageDir:
     """Score a study's last stage, or find it scored.
 
     Writes ``metrics.json`` (task to metric to value; ``distill`` holds the held-out teacher loss where the network is
     still aligned to teachers), ``routers.json`` (task to mean mixing weights, level by expert), ``gallery.npz`` and,
-    where ``eval.boundary`` asks for odsF, ``boundary.parquet`` with every image's counts.
+    where ``eval.boundary`` asks for odsF, ``boundary.parquet`` with every image's counts. Of several ranks each scores
+    its share of the rows, and the first writes the same files as one alone would.
 
     Raises:
         NotDoneError: The last stage is not done, or the views are incomplete.
@@ -56,35 +62,46 @@ def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
     """
     stage, data = evaluate_dir(study, out), study.data.eval
     assert data is not None
-    if stage.done():
+    if ranks.agreed(stage.done()):
         CONSOLE.print(f"{label}: eval is done ({stage.path}), skipped")
-        save_predictions(study, out, stage, label=label)
+        if ranks.first:
+            save_predictions(study, out, stage, label=label)
         return stage
-    device = pick_device(study.device)
+    device = pick_device(study.device, ranks=ranks)
     seed_everything(study.seed, threads=study.threads)
     view_set = complete_views(study, data, labels=study.scores_tasks)
     student, dataset, before = trained_to_score(study, out, device=device)
     if view_set.spec.dataset != dataset:
         raise PipelineError(f"eval: trained on {dataset or 'no labels'}, but data.eval is {view_set.spec.dataset}")
-    kind = study.final_targets
+    kind = study.scored_targets
     targets = target_source(study.scored, view_set, kind=kind, device=device) if kind else None
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
     standards = Standards({})
     if targets is not None and study.distill is not None:
         standards = read_standards(study.distill, distill_dir(study, out).path, device=device)
     scorer = _Scorer(student, normalise, view_set, targets, standards, study.finetune or study.distill)
-    with stage.work(device=device) as extra:
-        extra |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
+    with stage.work(device=device, ranks=ranks) as extra:
+        if ranks.first:
+            extra |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
         rows = view_set.usable_rows().tolist()
-        with _boundary(study, view_set, student) as boundary, saving(study, out, stage, label=label) as saver:
-            metrics, gates = scorer.score(
-                rows, batch=study.eval.batch, label=f"{label}: eval", boundary=boundary, saver=saver
-            )
-            if boundary:
-                metrics["edge"] |= _write_boundary(boundary, stage.path, metric=study.eval.boundary)
-                extra["boundary"] = boundary.about
+        mine = [*batches_of(rows, batch=study.eval.batch, ranks=ranks)]
+        own_size = OwnSize(view_set, data) if study.eval.resolution == "image" and student.spec.tasks else None
+        maps = saving(study, out, stage, label=label)
+        with _boundary(study, view_set, student, ranks) as boundary, maps as saver:
+            sums = ScoreSums(_task_metrics(study, view_set, student))
+            scorer.score(mine, sums, label=f"{label}: eval", boundary=boundary, own_size=own_size, saver=saver)
+            table = all_counted(boundary.table(), ranks) if boundary else None
+        sums.merged(ranks)
+        if not ranks.first:
+            return stage
+        metrics = sums.metrics.compute() if sums.metrics else {}
+        if targets is not None and isinstance(student, Student):
+            metrics["distill"] = {"loss": sums.loss()}
+        if boundary and table:
+            metrics["edge"] |= _write_boundary(table, stage.path, metric=study.eval.boundary)
+            extra["boundary"] = boundary.about
         write_json(stage.path / "metrics.json", metrics)
-        write_json(stage.path / "routers.json", {task: value.tolist() for task, value in gates.items()})
+        write_json(stage.path / "routers.json", {task: value.tolist() for task, value in sums.gates().items()})
         gallery = scorer.gallery(rows[: study.eval.gallery])
         np.savez_compressed(stage.path / "gallery.npz", **gallery)  # type: ignore[arg-type]
         extra |= {"images": len(rows), "experts": ["stem", *student.spec.teacher_widths]}
@@ -92,6 +109,11 @@ def evaluate(study: Study, out: Path, /, *, label: str) -> StageDir:
             extra |= {"dataset": dataset, "parameters": parameter_counts(student), "spec": student.spec.to_dict()}
     save_predictions(study, out, stage, label=label)
     return stage
+
+
+def _task_metrics(study: Study, view_set: ViewSet, student: Student | FrozenTeachers) -> TaskMetrics | None:
+    tasks, absent = tuple(student.spec.tasks), study.eval.absent_classes
+    return TaskMetrics(view_set.spec.dataset, tasks, absent=absent) if tasks else None
 
 
 def decode_predictions(logits: Mapping[str, Tensor], /) -> dict[str, Array]:
@@ -112,23 +134,25 @@ def _decode(task: str, logits_BCHW: Tensor) -> Array:
         return logits_BCHW.softmax(1)[:, 1].half().numpy()
     if task == "edge":
         return logits_BCHW[:, 0].sigmoid().half().numpy()
-    if task == "depth":
+    if task in LABELS and LABELS[task].shown == "range":
         return logits_BCHW[:, 0].half().numpy()
     raise PipelineError(f"no way to show task {task!r}")
 
 
-def _boundary(study: Study, view_set: ViewSet, student: Student) -> AbstractContextManager[HeldOut | None]:
+def _boundary(
+    study: Study, view_set: ViewSet, student: Student | FrozenTeachers, ranks: Ranks
+) -> AbstractContextManager[HeldOut | None]:
     """Where boundaries are counted, if the recipe asks for odsF and the network predicts any."""
     data, metric = study.data.eval, study.eval.boundary
     assert data is not None
     if metric == "pixel" or "edge" not in student.spec.tasks:
         return nullcontext()
-    return HeldOut(view_set, data, rules=rules_of(metric, view_set.spec.dataset))
+    rules, own_size = rules_of(metric, view_set.spec.dataset), study.eval.resolution == "image"
+    return HeldOut(view_set, data, rules=rules, own_size=own_size, ranks=ranks)
 
 
-def _write_boundary(boundary: HeldOut, folder: Path, *, metric: str) -> dict[str, float]:
+def _write_boundary(table: CountTable, folder: Path, *, metric: str) -> dict[str, float]:
     """Keep the counts; the scores, in per cent, under names that tell the protocol where it is not the default one."""
-    table = boundary.table()
     write_counts(folder / "boundary.parquet", table)
     if not table.images:
         return {metric: math.nan}
@@ -137,15 +161,10 @@ def _write_boundary(boundary: HeldOut, folder: Path, *, metric: str) -> dict[str
     return {name: 100 * value for name, value in percent.items()} | {f"threshold{protocol}": found.threshold}
 
 
-class _Score(NamedTuple):
-    metrics: dict[str, dict[str, float]]
-    gates: dict[str, NDArray[np.float64]]
-
-
 class _Scorer(NamedTuple):
-    """A trained student over a view set, with targets where it is still aligned to teachers."""
+    """A trained student over a view set, with targets where it is aligned to teachers still, or reads their maps."""
 
-    student: Student
+    student: Student | FrozenTeachers
     normalise: Normalise
     view_set: ViewSet
     targets: TargetSource | None
@@ -158,36 +177,35 @@ class _Scorer(NamedTuple):
         return next(self.student.parameters()).device
 
     def score(
-        self, rows: Sequence[int], /, *, batch: int, label: str, boundary: HeldOut | None, saver: Saver | None
-    ) -> _Score:
-        """Metrics over rows, and the mean mixing weights (level, expert) of each task."""
+        self,
+        batches: Sequence[Sequence[int]],
+        sums: ScoreSums,
+        /,
+        *,
+        label: str,
+        boundary: HeldOut | None,
+        own_size: OwnSize | None,
+        saver: Saver | None,
+    ) -> None:
+        """Count batches of rows: metrics, the teachers' loss, what routers mixed with, and boundaries."""
         tasks = tuple(self.student.spec.tasks)
-        metrics = TaskMetrics(self.view_set.spec.dataset, tasks) if tasks else None
-        feature = 0.0
-        gates: dict[str, NDArray[np.float64]] = {}
         with torch.inference_mode(), progress_bar("images") as bar:
-            shown = bar.add_task(label, total=len(rows), note="")
-            for start in range(0, len(rows), batch):
-                chunk = rows[start : start + batch]
-                pixels, labels = to_tensors(load_samples(self.view_set, chunk, tasks=tasks))
+            shown = bar.add_task(label, total=sum(map(len, batches)), note="")
+            for chunk in batches:
+                pixels, labels = to_tensors(load_samples(self.view_set, chunk, tasks=() if own_size else tasks))
                 output, loss = self._forward(chunk, pixels.to(self.device))
-                feature += loss * len(chunk)
-                if metrics:
-                    metrics.update(output.tasks, {task: value.to(self.device) for task, value in labels.items()})
+                sums.count(len(chunk), loss=loss, gates=output.gates)
                 if saver:
                     saver.add(chunk, output.tasks)
-                if boundary:
-                    bytes_B1HW = (output.tasks["edge"].float().sigmoid() * 255).to(torch.uint8)
-                    maps_BHW = bytes_B1HW[:, 0].cpu().numpy()
-                    boundary.add(chunk, prediction_BHW=maps_BHW, labels_BHW=labels["edge"][:, 0].numpy())
-                for task, levels in output.gates.items():
-                    summed = torch.stack([level.double().sum(0) for level in levels]).cpu().numpy()
-                    gates[task] = gates.get(task, 0.0) + summed
+                parts = own_size.scored(chunk, output.tasks) if own_size else [Scored(chunk, output.tasks, labels)]
+                for rows, logits, truth in parts:
+                    if sums.metrics:
+                        sums.metrics.update(logits, {task: value.to(self.device) for task, value in truth.items()})
+                    if boundary:
+                        bytes_B1HW = (logits["edge"].float().sigmoid() * 255).to(torch.uint8)
+                        maps_BHW = bytes_B1HW[:, 0].cpu().numpy()
+                        boundary.add(rows, prediction_BHW=maps_BHW, labels_BHW=truth["edge"][:, 0].numpy())
                 bar.advance(shown, len(chunk))
-        scored = metrics.compute() if metrics else {}
-        if self.targets is not None:
-            scored["distill"] = {"loss": feature / len(rows)}
-        return _Score(scored, {task: total / len(rows) for task, total in gates.items()})
 
     def gallery(self, rows: Sequence[int], /) -> dict[str, Array]:
         """Arrays of the report's pictures: ``image key label/<task> pred/<task> teacher|student/<teacher>/<level>``."""
@@ -202,12 +220,15 @@ class _Scorer(NamedTuple):
         with torch.inference_mode():
             output, _ = self._forward(rows, pixels)
             found |= {f"pred/{task}": maps for task, maps in decode_predictions(output.tasks).items()}
-            if self.targets is not None:
+            if self.targets is not None and output.aligned:
                 wanted = self._wanted(self.targets, rows, pixels)
                 found |= _named_maps("teacher", wanted) | _named_maps("student", output.aligned)
         return found
 
     def _forward(self, rows: Sequence[int], pixels: Tensor) -> tuple[StudentOutput, float]:
+        if isinstance(self.student, FrozenTeachers):
+            assert self.targets is not None
+            return self.student(self._wanted(self.targets, rows, pixels)), 0.0
         output = self.student(self.normalise(pixels), with_aligned=self.targets is not None)
         if self.targets is None or self.loss is None:
             return output, 0.0

@@ -26,7 +26,7 @@ def export(study: Study, out: Path, path: Path, /, *, what: str, dtype: str) -> 
 
     Raises:
         NotDoneError: The run's last stage is not done.
-        PipelineError: ``what`` or ``dtype`` is not a choice.
+        PipelineError: ``what`` or ``dtype`` is not a choice, or the network has no stem.
     """
     if dtype not in DTYPES:
         raise PipelineError(f"export: dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -40,6 +40,10 @@ def export(study: Study, out: Path, path: Path, /, *, what: str, dtype: str) -> 
     state = load_weights(stage.path / "student.safetensors")
     if what == "stem":
         state = {name.removeprefix("stem."): tensor for name, tensor in state.items() if name.startswith("stem.")}
+        if not state:
+            raise PipelineError(
+                "export: stem: a run of frozen teachers trains heads alone and has none; export student"
+            )
         # timm's ViT ends in a norm that the student's residual stream never passes; a neutral one makes the file whole.
         width = state["pos_embed"].shape[-1]
         state |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}

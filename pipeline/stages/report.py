@@ -28,8 +28,9 @@ from pipeline.report.data import (
 )
 from pipeline.report.pr import PrLine
 from pipeline.report.render import write_report
-from pipeline.results import RunResult, RunStages, main_values, shown_tasks
+from pipeline.results import RunResult, RunStages, delta_notes, main_values, shown_tasks
 from pipeline.runs import collect, stage_dirs
+from pipeline.scores import score_lines
 from pipeline.stagedir import StageDir, read_json
 from pipeline.targets import find_column
 from pipeline.tracking import read_metrics
@@ -82,7 +83,8 @@ def _data(recipe: Recipe, results: Sequence[RunResult], runs: Sequence[RunStages
         recipe_yaml=yaml.safe_dump(dict(recipe.resolved), sort_keys=False),
         versions=origin.versions,
         boundary=tuple(line for slot, run in enumerate(runs) for line in _pr_lines(run, slot)),
-        notes=(*_notes(shown, runs), *origin.notes),
+        notes=(*_notes(shown, runs), *delta_notes(recipe, results), *origin.notes),
+        scores=tuple(score_lines(results)),
         classes={task.name: task.classes for task in shown if task.classes},
     )
 

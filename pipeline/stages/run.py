@@ -26,7 +26,7 @@ from store.fingerprint import digest_json
 __all__ = ["STAGES", "prepare", "run_stage"]
 
 STAGES = ("extract", "distill", "finetune", "eval")
-_ON_RANKS = ("distill", "finetune")
+_ON_RANKS = ("distill", "finetune", "eval")
 
 
 def prepare(
@@ -41,8 +41,8 @@ def prepare(
     single = [stage for stage in stages if stage not in _ON_RANKS]
     if ranks.world > 1 and single:
         raise PipelineError(
-            f"{', '.join(single)}: torchrun started {ranks.world} processes, but only sak distill and sak finetune"
-            " train on several; run this command without torchrun"
+            f"{', '.join(single)}: torchrun started {ranks.world} processes, but only sak distill, sak finetune and sak"
+            " eval work on several; run this command without torchrun"
         )
     if ranks.first:
         _write_recipe(recipe)
@@ -105,6 +105,6 @@ def _one(stage: str, study: Study, out: Path, *, label: str, ranks: Ranks) -> No
         if study.finetune:
             finetune(study, out, label=label, ranks=ranks).tidy(ranks)
     elif stage == "eval":
-        evaluate(study, out, label=label)
+        evaluate(study, out, label=label, ranks=ranks)
     else:
         raise PipelineError(f"stage {stage!r}: expected one of {', '.join(STAGES)}")

@@ -1,4 +1,4 @@
-"""The supervised losses of the six dense tasks.
+"""The supervised losses of the dense tasks.
 
 A batch whose pixels are all ignored contributes 0 and keeps its path to the prediction, so that gradients exist on
 every rank. The published losses give NaN (boundary, normals, depth) or crash (saliency) there.
@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sak.dense.registry import LABELS, TASKS
+from sak.dense.spec import DenseTask
 from sak.errors import SakError
 from sak.tasks import DEPTH_INVALID, IGNORE, TaskSpec, dataset_spec
 
 __all__ = ["Total", "normals_valid", "task_losses", "whole_batch"]
 
 Total = Callable[[Tensor], Tensor]
+_Loss = Callable[[Tensor, Tensor, TaskSpec, Total], Tensor]
 
 
 def whole_batch(count: Tensor, /) -> Tensor:
@@ -29,7 +32,12 @@ def whole_batch(count: Tensor, /) -> Tensor:
 
 
 def task_losses(
-    dataset: str, predictions: Mapping[str, Tensor], labels: Mapping[str, Tensor], *, total: Total = whole_batch
+    dataset: str,
+    predictions: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor],
+    *,
+    total: Total = whole_batch,
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """Compute the weighted loss of each predicted task; the arithmetic is float32 whatever the predictions are.
 
@@ -40,9 +48,10 @@ def task_losses(
         total: A number of pixels here → that number in all parts of a split batch. Each loss is then this part's share
             of the loss of the whole batch, and the shares of all parts add up to it, however unevenly the valid pixels
             are spread. It is called equally often for every part.
+        weights: Task → weight in place of the data set's.
 
     Returns:
-        Task → loss with the data set's weight applied, in the order of ``predictions``, and their sum as ``total``.
+        Task → loss with its weight applied, in the order of ``predictions``, and their sum as ``total``.
 
     Shapes:
         predictions: ``(B, C, H, W)``.
@@ -64,7 +73,8 @@ def task_losses(
     for name, logits_BCHW in predictions.items():
         task = spec.task(name)
         label_BCHW = _label_of(task, logits_BCHW=logits_BCHW, labels=labels)
-        losses[name] = task.loss_weight * _LOSSES[name](logits_BCHW.float(), label_BCHW.float(), task, total)
+        weight = weights.get(name, task.loss_weight)
+        losses[name] = weight * _LOSSES[name](logits_BCHW.float(), label_BCHW.float(), task, total)
     return losses | {"total": torch.stack(list(losses.values())).sum()}
 
 
@@ -81,7 +91,7 @@ def _label_of(task: TaskSpec, *, logits_BCHW: Tensor, labels: Mapping[str, Tenso
         raise SakError(
             f"task {task.name!r}: expected labels, got only {sorted(labels)}; drop the task or use data that has it"
         )
-    label_BCHW, channels = labels[task.name], 3 if task.name == "normals" else 1
+    label_BCHW, channels = labels[task.name], LABELS[task.name].channels
     batch, _, rows, columns = logits_BCHW.shape
     if tuple(label_BCHW.shape) != (batch, channels, rows, columns) or logits_BCHW.shape[1] != task.channels:
         raise SakError(
@@ -131,7 +141,11 @@ def _depth_l1(pred_B1HW: Tensor, label_B1HW: Tensor, _task: TaskSpec, total: Tot
     return _mean_over((pred_B1HW - label_B1HW).abs(), label_B1HW != DEPTH_INVALID, total)
 
 
-_LOSSES: Mapping[str, Callable[[Tensor, Tensor, TaskSpec, Total], Tensor]] = MappingProxyType(
+def _of_module(module: DenseTask) -> _Loss:
+    return lambda logits_BCHW, label_BCHW, _task, total: module.loss(logits_BCHW, label_BCHW, total)
+
+
+_LOSSES: Mapping[str, _Loss] = MappingProxyType(
     {
         "semseg": _cross_entropy,
         "human_parts": _cross_entropy,
@@ -139,5 +153,6 @@ _LOSSES: Mapping[str, Callable[[Tensor, Tensor, TaskSpec, Total], Tensor]] = Map
         "normals": _normals_l1,
         "edge": _boundary,
         "depth": _depth_l1,
+        **{name: _of_module(task) for name, task in TASKS.items()},
     }
 )

@@ -1,9 +1,13 @@
 """Dense heads: four levels of tokens to logits at image size.
 
-Legend: B batch, N patch tokens, C stem width, K output channels, H W image, h w a quarter of it.
+Legend: B batch, N patch tokens, C stem width, K output channels, H W image, h w a quarter of it, y x the
+token grid.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +15,7 @@ from torch import Tensor, nn
 from sak.errors import SakError
 from sak.grids import resize_map, tokens_to_map
 
-__all__ = ["Head"]
+__all__ = ["HEADS", "Head", "LightHead"]
 
 
 class Head(nn.Module):
@@ -28,9 +32,7 @@ class Head(nn.Module):
             SakError: the stem width cannot be shared out among the levels.
         """
         super().__init__()
-        if width % levels:
-            raise SakError(f"head: expected a stem width that {levels} divides, got {width}; choose another embed_dim")
-        self.reduce = nn.ModuleList(nn.Linear(width, width // levels) for _ in range(levels))
+        self.reduce = _reductions(width, levels=levels)
         self.fuse = nn.Conv2d(width, width, kernel_size=3, padding=1)
         self.norm = nn.BatchNorm2d(width)
         self.act = nn.GELU()
@@ -41,9 +43,60 @@ class Head(nn.Module):
 
         Shapes: four of ``(B, N, C)`` → ``(B, K, H, W)``.
         """
-        quarter = (-(-image_size[0] // 4), -(-image_size[1] // 4))
-        reduced = [layer(tokens_BNC) for layer, tokens_BNC in zip(self.reduce, levels_BNC, strict=True)]
         # Bilinear resizing works channel by channel, so the levels are joined first and resized once.
-        joined_BChw = resize_map(tokens_to_map(torch.cat(reduced, dim=-1), grid), quarter)
+        joined_BChw = resize_map(_joined(self.reduce, levels_BNC, grid), _quarter(image_size))
         logits_BKhw: Tensor = self.classify(self.act(self.norm(self.fuse(joined_BChw))))
         return resize_map(logits_BKhw, image_size)
+
+
+class LightHead(nn.Module):
+    """The published head with its 3x3 convolution at the token grid, and a depthwise one at a quarter of the image.
+
+    Ours: a vision transformer has nothing finer than its tokens, so at the quarter the published convolution works on
+    maps that are smooth. Cost and quality: docs/studies/heads.md.
+    """
+
+    def __init__(self, width: int, *, channels: int, levels: int = 4) -> None:
+        """Make a head as ``Head``.
+
+        Raises:
+            SakError: as ``Head``.
+        """
+        super().__init__()
+        self.reduce = _reductions(width, levels=levels)
+        self.fuse = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.act = nn.GELU()
+        self.refine = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+        self.fine_norm = nn.BatchNorm2d(width)
+        self.classify = nn.Conv2d(width, channels, kernel_size=1)
+
+    def forward(self, levels_BNC: list[Tensor], grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+        """Predict.
+
+        Shapes: four of ``(B, N, C)`` → ``(B, K, H, W)``.
+        """
+        fused_BCyx = self.act(self.norm(self.fuse(_joined(self.reduce, levels_BNC, grid))))
+        fine_BChw = self.refine(resize_map(fused_BCyx, _quarter(image_size)))
+        logits_BKhw: Tensor = self.classify(self.act(self.fine_norm(fine_BChw)))
+        return resize_map(logits_BKhw, image_size)
+
+
+HEADS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({"published": Head, "light": LightHead})
+"""What ``StudentSpec.head`` names."""
+
+
+def _reductions(width: int, *, levels: int) -> nn.ModuleList:
+    if width % levels:
+        raise SakError(f"head: expected a stem width that {levels} divides, got {width}; choose another embed_dim")
+    return nn.ModuleList(nn.Linear(width, width // levels) for _ in range(levels))
+
+
+def _joined(reduce: nn.ModuleList, levels_BNC: list[Tensor], grid: tuple[int, int]) -> Tensor:
+    """All levels, reduced, as one map ``(B, C, y, x)``."""
+    reduced = [layer(tokens_BNC) for layer, tokens_BNC in zip(reduce, levels_BNC, strict=True)]
+    return tokens_to_map(torch.cat(reduced, dim=-1), grid)
+
+
+def _quarter(image_size: tuple[int, int]) -> tuple[int, int]:
+    return -(-image_size[0] // 4), -(-image_size[1] // 4)

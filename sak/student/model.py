@@ -18,12 +18,12 @@ from sak.errors import CheckpointError, SakError
 from sak.grids import resize_pos_embed, tokens_to_map
 from sak.spec import StudentSpec
 from sak.student.adapters import AdapterPath
-from sak.student.heads import Head
+from sak.student.heads import HEADS
 from sak.student.router import Router
 from sak.student.stem import StemWeights, build_stem, default_levels, load_stem, run_stem, stem_grid
 from sak.weights import LoadReport, load_strict
 
-__all__ = ["Student", "StudentOutput", "build_student", "load_stage1", "parameter_counts"]
+__all__ = ["Student", "StudentOutput", "build_student", "last_shared", "load_stage1", "parameter_counts"]
 
 LEVELS = 4
 _OF_TASKS = ("routers.", "heads.")
@@ -83,7 +83,8 @@ class Student(nn.Module):
         )
         routed = spec.tasks if spec.router == "mor" else {}
         self.routers = nn.ModuleDict({task: _routers(width, spec) for task in routed})
-        self.heads = nn.ModuleDict({task: Head(width, channels=channels) for task, channels in spec.tasks.items()})
+        make_head = HEADS[spec.head]
+        self.heads = nn.ModuleDict({task: make_head(width, channels=channels) for task, channels in spec.tasks.items()})
 
     def forward(
         self,
@@ -217,14 +218,32 @@ def load_stage1(
     return report._replace(resized=resized)
 
 
-def parameter_counts(student: Student, /) -> dict[str, int]:
-    """Parameters per part (``stem paths norms aligners routers heads``) and ``total``."""
+def last_shared(student: Student, /) -> list[nn.Parameter]:
+    """The last trained weights on the way to all heads: of the stem's last block, or of each path's last adapter.
+
+    Raises:
+        SakError: nothing that the tasks share is trained.
+    """
+    blocks = student.stem.blocks
+    assert isinstance(blocks, nn.Sequential | nn.ModuleList)
+    ends = [blocks[-1], *(path[-1] for path in student.paths.values() if isinstance(path, AdapterPath))]
+    trained = [[item for item in end.parameters() if item.requires_grad and item.ndim > 1] for end in ends]
+    last = [weights[-1] for weights in trained if weights]
+    if not last:
+        raise SakError("shared weights: expected some that are trained, got a frozen stem and no paths; unfreeze one")
+    return last[:1] if trained[0] else last
+
+
+def parameter_counts(student: nn.Module, /) -> dict[str, int]:
+    """Parameters per part (a student's are ``stem paths norms aligners routers heads``) and ``total``."""
     parts: dict[str, nn.Module] = dict(student.named_children())
     counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
     return counts | {"total": sum(counts.values())}
 
 
 def _check(spec: StudentSpec, *, width: int, depth: int, levels: tuple[int, ...]) -> None:
+    if spec.paths == "frozen":
+        raise SakError("paths: expected a student with a stem, got 'frozen'; sak.student.frozen builds it")
     if levels[-1] >= depth:
         raise SakError(f"levels: expected blocks below {depth}, the depth of {spec.stem}, got {levels}; lower them")
     wrong = {name: got for name, got in spec.teacher_widths.items() if set(spec.level_widths(name)) != {width}}

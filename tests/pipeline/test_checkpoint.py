@@ -60,6 +60,17 @@ def test_all_state_comes_back_exactly(tmp_path: Path) -> None:
     assert [group["factor"] for group in other_optimizer.param_groups] == [0.1, 1.0]
 
 
+def test_learnt_weights_of_tasks_come_back(tmp_path: Path) -> None:
+    model, optimizer = make(0)
+    kept = {"weights": torch.tensor([1.5, 0.5])}
+    path = save_checkpoint(tmp_path, TrainState(model, optimizer, SCALER, {}, kept), step=1, keep=1)
+    fresh = {"weights": torch.ones(2)}
+    load_checkpoint(path, TrainState(model, optimizer, SCALER, {}, fresh))
+    assert torch.equal(fresh["weights"], kept["weights"])
+    with pytest.raises(CheckpointError, match="of tasks' weights: "):
+        load_checkpoint(path, TrainState(model, optimizer, SCALER, {}))
+
+
 def test_the_order_of_parameter_groups_does_not_matter(tmp_path: Path) -> None:
     path = saved(tmp_path)
     model, _ = make(0)

@@ -64,6 +64,7 @@ def test_every_field_is_read_by_somebody(tmp_path: Path, reads: set[tuple[str, s
     report(recipe, tmp_path / "report.html")
     run_stages(short(tmp_path, "finetune.schedule=cosine", "finetune.warmup=0.5", f"out={tmp_path}/cosine"))
     run_stages(short(tmp_path, "distill.standardize=channel", "student.lora={rank: 2}", f"out={tmp_path}/other"))
+    run_stages(short(tmp_path, "distill=null", "finetune.weighting=gradnorm", f"out={tmp_path}/weights"), ["finetune"])
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (40, 40), "red").save(photos / "good.png")
@@ -244,8 +245,21 @@ REFUSED = {
     "distill={steps: 1, compile: max-autotune, accumulate: 2}": "or distill.accumulate to 1",
     "student={normalization: half, mean: [0.1, 0.2, 0.3]}": "student.mean: normalization: half brings its own",
     "student={freeze: stem, lora: {}}": "student.freeze: lora keeps the stem's own weights already",
-    "student.lora={rank: 0}": "student.lora.rank must be greater than 0",
-    "student.lora={layers: []}": "student.lora.layers: expected one or more of qkv, proj, fc1, fc2",
+    "finetune.weighting=dwa": "finetune.weighting",
+    "finetune.weighting_lr=0.1": "finetune.weighting_lr: fixed weights are not learnt",
+    "finetune.gradnorm_alpha=0": "finetune.gradnorm_alpha: it is of weighting: gradnorm",
+    "finetune={steps: 1, weighting: gradnorm, gradnorm_alpha: -1}": "finetune.gradnorm_alpha must be 0 or more, got -1",
+    "finetune={steps: 1, weighting: gradnorm, compile: true}": "finetune.compile: gradnorm takes a gradient for each",
+    "finetune={steps: 1, weighting: gradnorm, precision: fp16}": "finetune.precision: gradnorm's gradients vanish",
+    "finetune.task_weights={sal: 0}": "finetune.task_weights.sal must be greater than 0, got 0",
+    "finetune.lr_scales={stem: -1}": "finetune.lr_scales.stem must be greater than 0, got -1",
+    "finetune.lr_scales={norms: 1}": "finetune.lr_scales",
+    "finetune.lora={rank: 0}": "finetune.lora: lora.rank must be greater than 0",
+    "finetune.crops=often": "finetune.crops",
+    "finetune.crops=fresh": "finetune.crops: no stored map knows fresh views; set finetune.alpha to 0, targets to onl",
+    "student.head=heavy": "student.head",
+    "student.lora={rank: 0}": "student.lora: lora.rank must be greater than 0",
+    "student.lora={layers: []}": "student.lora: lora.layers: expected one or more of qkv, proj, fc1, fc2",
     "student.lora={layers: [head]}": "student.lora.layers",
 }
 
@@ -255,6 +269,36 @@ def test_what_makes_no_sense_is_refused_by_its_key(tmp_path: Path, override: str
     with pytest.raises(RecipeError) as caught:
         tiny_recipe(tmp_path, [override], only="sak")
     assert REFUSED[override] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["student.freeze=stem", "finetune.lora={}"],
+            r"finetune\.lora: student\.freeze: stem trains nothing of the st",
+        ),
+        (
+            ["student.freeze=distilled", "finetune.lora={}"],
+            r"finetune\.lora: student\.freeze: distilled trains nothing",
+        ),
+        (
+            ["student.freeze=distilled", "finetune.weighting=gradnorm"],
+            r"finetune\.weighting: gradnorm looks at weights",
+        ),
+        (
+            ["finetune.crops=fresh", "finetune.alpha=0", "data.finetune.views=2"],
+            r"data\.finetune\.views and on_error me",
+        ),
+        (
+            ["finetune.crops=fresh", "finetune.alpha=0", "data.finetune.on_error=skip"],
+            r"finetune\.crops: fresh stores n",
+        ),
+    ],
+)
+def test_options_that_rule_each_other_out_are_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        tiny_recipe(tmp_path, overrides, only="sak")
 
 
 def test_low_rank_updates_without_stage_1_are_refused(tmp_path: Path) -> None:

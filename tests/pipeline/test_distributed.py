@@ -115,6 +115,7 @@ def _work(rank: int, world: int, port: int, folder: str) -> None:
             "mean": ranks.mean(torch.tensor(float(rank))).item(),
             "largest": ranks.largest_later(rank)(),
             "each": ranks.largest(torch.tensor([rank, -rank])).tolist(),
+            "gathered": [data.decode() for data in ranks.gathered(b"abcd"[:rank])],
         }
         (Path(folder) / f"rank{rank}.json").write_text(json.dumps(facts))
 
@@ -159,6 +160,7 @@ def test_gradients_losses_and_statistics_are_those_of_one_process(tmp_path: Path
             "mean": (world - 1) / 2,
             "largest": world - 1,
             "each": [world - 1, 0],
+            "gathered": ["", "a", "ab", "abc"][:world] if rank == 0 else [],
         }
 
 
@@ -178,6 +180,7 @@ def test_alone_everything_is_itself() -> None:
     assert ALONE.total(value) is value
     assert ALONE.mean(value) is value
     assert ALONE.largest_later(15)() == 15
+    assert ALONE.gathered(b"x") == [b"x"]
     forward: Callable[[Any], Any] = dict
     assert ALONE.replica(forward, model=nn.Linear(1, 1)).forward is forward
     with joined() as ranks:

@@ -87,6 +87,8 @@ IRRELEVANT = [
     "student.checkpointing=true",
     "student.normalization=imagenet",
     "student.freeze=distilled",  # of stage 2
+    "student.head=light",
+    "finetune.lora={}",
     "finetune.beta=0.5",
 ]
 
@@ -211,12 +213,36 @@ def test_whole_batches_alone_are_another_stage(named: Callable[..., str]) -> Non
     assert named(*epochs, "distill.drop_last=true") != named(*epochs)
 
 
-@pytest.mark.parametrize("override", ["student.freeze=distilled", "finetune.beta=0.5", "finetune.fused=true"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("student.freeze=distilled", "student.head=light", "finetune.beta=0.5", "finetune.fused=true"),
+        *("finetune.lora={}", "finetune.lr_scales={heads: 2}", "finetune.task_weights={sal: 2}"),
+        *("finetune.weighting=uncertainty", "finetune.weighting=gradnorm"),
+    ],
+)
 def test_what_shapes_stage_2_alone(finished: Finished, tmp_path: Path, override: str) -> None:
     def folder(*overrides: str) -> Path:
         return finetune_dir(finished.fresh(tmp_path, *overrides).runs[0].study, tmp_path).path
 
     assert folder(override) != folder() == folder("student.checkpointing=true")
+
+
+def test_how_weights_are_learnt_is_part_of_what_is_learnt(finished: Finished, tmp_path: Path) -> None:
+    def name(*overrides: str) -> str:
+        options = ("distill=null", "finetune.alpha=0", "finetune.weighting=gradnorm", *overrides)
+        return finetune_dir(finished.fresh(tmp_path, *options).runs[0].study, tmp_path).path.name
+
+    assert len({name(), name("finetune.weighting_lr=0.1"), name("finetune.gradnorm_alpha=0")}) == 3
+    assert name("finetune.crops=fresh") != name() == name("finetune.crops=null")
+
+
+def test_black_padding_is_what_padding_always_was(finished: Finished, tmp_path: Path) -> None:
+    def name(*overrides: str) -> str:
+        options = ("distill=null", "finetune.alpha=0", "data.finetune.view={kind: multitask, size: 32}", *overrides)
+        return finetune_dir(finished.fresh(tmp_path, *options).runs[0].study, tmp_path).path.name
+
+    assert name("data.finetune.view.fill=black") == name() != name("data.finetune.view.fill=mean")
 
 
 def test_keys_that_came_later_do_not_move_what_was_there_before(finished: Finished) -> None:
@@ -230,3 +256,12 @@ def test_keys_that_came_later_do_not_move_what_was_there_before(finished: Finish
         *("stem", "overrides", "checkpoint", "pretrained", "levels", "teachers", "paths", "down_ratio", "aligners"),
         *("mean", "std", "checkpoint_sha256"),
     }
+    stage2: Any = finetune_dir(finished.recipe.runs[0].study, finished.recipe.out).inputs
+    assert set(stage2["finetune"]) == {
+        *("steps", "epochs", "batch", "lr", "stem_lr_scale", "schedule", "power", "start_lr", "end_lr", "warmup"),
+        *("weight_decay", "clip", "tasks", "alpha", "targets", "precision", "loss", "cosine"),
+    }
+    assert set(stage2["student"]) == set(inputs["student"]) | {"router", "noisy_gating", "noise"}
+    crops = "distill.crops={kind: random_resized_crop, size: 32}"
+    cropped: Any = distill_dir(finished.fresh(finished.root, crops).runs[0].study, finished.root).inputs
+    assert "fill" not in cropped["distill"]["crops"]

@@ -22,6 +22,11 @@ def test_needs_follow_the_stages(tmp_path: Path) -> None:
         "eval": (True, ("second",)),
     }
     assert purposes("finetune.targets=online")["eval"] == (True, ())
+    assert purposes("eval.held_out_loss=never") == {
+        "distill": (False, both),
+        "finetune": (True, both),
+        "eval": (True, ()),
+    }
 
 
 def test_scores_may_have_their_own_codec(tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ def test_300270_steps_of_128_as_published(name: str) -> None:
     assert rate(10_009) == pytest.approx((1e-3 + 1.25e-7) / 2)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_delta_m_is_against_the_single_task_networks_of_the_students_size(name: str) -> None:
+    student = name.split("_")[1][1]
+    assert recipe_of(name).baselines == {"b": ("paper-vitb",), "s": (), "l": ("paper-vitl",)}[student]
+
+
 def test_stage_2_is_40000_steps_of_4() -> None:
     """32 epochs of PASCAL-Context, 202 of NYUD-v2, as published."""
     for name, images, epochs in (("sak_bb_pascal", 4_998, 32.0), ("sak_bb_nyud", 795, 201.3)):
@@ -94,9 +100,9 @@ STAGE2 = {
 }
 
 
-def counted(name: str, *, stage: int) -> tuple[dict[str, int], dict[str, float]]:
+def counted(name: str, *overrides: str, stage: int) -> tuple[dict[str, int], dict[str, float]]:
     """Parameters and GMAC by part, of a student without weights."""
-    study = recipe_of(name).study
+    study = recipe_of(name, *overrides).study
     teacher, data = name.split("_")[1][0], name.split("_")[2]
     size: Any = study.data.distill.view.size if stage == 1 and study.data.distill else (512, 512)
     size = size if stage == 1 or data == "pascal" else (448, 576)
@@ -132,6 +138,15 @@ def test_stage_2_takes_the_published_arithmetic(kind: str, data: str) -> None:
     saved = rest - (macs["all"] - macs["heads"])
     assert -0.05 <= saved <= 0.2
     assert macs["all"] + saved == pytest.approx(total, abs=0.11)
+
+
+@pytest.mark.parametrize(("data", "heads", "total"), [("pascal", 31.2, 156.0), ("nyud", 24.8, 146.2)])
+def test_light_heads_take_a_fourteenth(data: str, heads: float, total: float) -> None:
+    """The numbers of docs/studies/heads.md."""
+    counts, macs = counted(f"sak_bb_{data}", "student.head=light", stage=2)
+    assert macs["heads"] == pytest.approx(heads, abs=0.06)
+    assert macs["all"] == pytest.approx(total, abs=0.06)
+    assert counts["heads"] == pytest.approx(counted(f"sak_bb_{data}", stage=2)[0]["heads"], rel=2e-3)
 
 
 TEACHERS = {

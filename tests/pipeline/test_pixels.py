@@ -37,7 +37,9 @@ def make_sample(seed: int = 0, *, height: int = 12, width: int = 18) -> ImageSam
         for task in ("semseg", "human_parts", "edge", "sal")
     }
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return ImageSample(key="k/1", image=image, labels={**classes, "normals": normals, "depth": depth})
+    return ImageSample(
+        key="k/1", image=image, labels={**classes, "normals": normals, "depth": depth, "disparity": 9 / depth}
+    )
 
 
 def png(width: int, height: int) -> bytes:

@@ -50,6 +50,7 @@ def told(recipe: Recipe, *stages: str) -> list[str]:
         ("distill.precision=fp16", "distill: precision: fp16 needs a CUDA device"),
         ("finetune.precision=fp16", "finetune: precision: fp16 needs a CUDA device"),
         ("finetune.tasks=[semseg, flow]", "finetune.tasks: scenes has semseg, "),
+        ("finetune.task_weights={flow: 2}", "finetune.task_weights: scenes has semseg, "),
         ("distill.batch=23", "distill.batch: data.distill has 22 images, fewer"),
         ("data.eval=null", "eval needs data.eval"),
         ("data.eval.view.size=24", "data.eval.view.size: expected (32, 32)"),

@@ -112,9 +112,21 @@ def test_run_names_are_safe_folder_names(tmp_path: Path, name: str) -> None:
     assert any(line.startswith(f"runs.{name}: ") for line in faults(mapping))
 
 
-@pytest.mark.parametrize("baselines", [["nobody"], "sak", [{"a": 1}], [["sak"]]])
-def test_baselines_are_names_of_runs(tmp_path: Path, baselines: object) -> None:
+@pytest.mark.parametrize("baselines", [["nobody"], "sak", [{"a": 1}], [["sak"]], ["paper-vits"], ["a.json"]])
+def test_baselines_are_runs_published_results_or_files(tmp_path: Path, baselines: object) -> None:
     assert any(line.startswith("baselines: ") for line in faults(tiny_mapping(tmp_path) | {"baselines": baselines}))
+
+
+def test_a_baseline_may_be_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text("{}")
+    names = ["no-distill", "paper-vitb", str(path)]
+    assert recipe_from_mapping(tiny_mapping(tmp_path) | {"baselines": names}).baselines == tuple(names)
+    mapping = tiny_mapping(tmp_path)
+    mapping["runs"]["paper-vitb"] = {}
+    assert faults(mapping, "baselines=[paper-vitb]") == [
+        "baselines: 'paper-vitb' is a run and published results; rename the run"
+    ]
 
 
 @pytest.mark.parametrize("raw", [None, [], "text", 3])

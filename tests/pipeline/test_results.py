@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -11,7 +12,16 @@ from rich.console import Console
 
 from pipeline.errors import PipelineError
 from pipeline.recipes import Recipe
-from pipeline.results import RunResult, RunStages, gather, main_values, results_json, results_table, shown_tasks
+from pipeline.results import (
+    RunResult,
+    RunStages,
+    delta_notes,
+    gather,
+    main_values,
+    results_json,
+    results_table,
+    shown_tasks,
+)
 from pipeline.stagedir import StageDir, write_json
 from tests.tiny_recipe import tiny_recipe
 
@@ -158,6 +168,66 @@ def test_numbers_of_other_protocols_do_not_mix(recipe: Recipe, tmp_path: Path, o
     assert (alone.metric, alone.label) == (
         ("odsF-invpt", "boundary odsF-invpt ↑") if other else ("maxF", "boundary maxF ↑")
     )
+
+
+NYUD: Scores = {
+    "semseg": {"mIoU": 51.15},
+    "normals": {"mErr": 19.77},
+    "edge": {"loss": 0.1, "odsF": 77.35},
+    "depth": {"RMSE": 0.2896},
+}
+
+
+def nyud(root: Path, baseline: str, metrics: Scores) -> tuple[Recipe, list[RunResult]]:
+    """A recipe of one run on NYUD-v2, with these scores, against one baseline."""
+    recipe = dataclasses.replace(tiny_recipe(root, only="sak"), baselines=(baseline,))
+    stages = stages_of(root / "x", metrics)
+    record = stages["finetune"].record() | {"dataset": "nyud"}
+    write_json(stages["finetune"].path / "stage.json", record)
+    return recipe, gather(recipe, [RunStages(plan=recipe.runs[0], stages=[stages])])
+
+
+def test_published_results_are_a_baseline(tmp_path: Path) -> None:
+    """Half the published RMSE, everything else as published."""
+    recipe, results = nyud(tmp_path, "paper-vitb", NYUD)
+    assert results[0].delta == {"paper-vitb": pytest.approx(12.5)}
+    (note,) = delta_notes(recipe, results)
+    assert note.startswith(
+        "Δm vs paper-vitb: the paper's single-task ViT-B networks: semseg mIoU ↑ 51.15, depth RMSE ↓"
+    )
+    assert "Δm % vs paper-vitb" in "\n".join(text_of(results))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "metrics", "why"),
+    [
+        ("paper-vitb", NYUD | {"edge": {"loss": 0.1}}, "not on both sides: edge loss; eval.boundary: odsF makes"),
+        ("paper-vitb", {"depth": {"RMSE": 0.5}}, "tasks differ, depth against semseg, normals, edge, depth"),
+        ("paper-vitb", NYUD | {"depth": {"RMSE": math.nan}}, "not on both sides: depth RMSE."),
+        ("paper-vitb-mlore", NYUD, "tasks differ, semseg, normals, edge, depth against none"),
+    ],
+)
+def test_where_a_published_table_does_not_compare_it_is_said(
+    tmp_path: Path, baseline: str, metrics: Scores, why: str
+) -> None:
+    recipe, results = nyud(tmp_path, baseline, metrics)
+    assert results[0].delta == {}
+    about, reason = delta_notes(recipe, results)
+    assert about.startswith(f"Δm vs {baseline}: ")
+    assert reason.startswith(f"sak has no Δm vs {baseline}: {why}")
+    text_of(results)
+
+
+def test_an_earlier_evaluation_is_a_baseline(tmp_path: Path) -> None:
+    path = tmp_path / "eval-1234" / "metrics.json"
+    write_json(path, NYUD | {"depth": {"RMSE": 0.5792, "rel": math.nan}, "distill": {"loss": 1.0}})
+    recipe, results = nyud(tmp_path, str(path), NYUD)
+    assert results[0].delta == {"eval-1234": pytest.approx(12.5)}
+    assert delta_notes(recipe, results) == [f"Δm vs eval-1234: metrics stored in {path}."]
+    for text in ("[]", "{", '{"depth": 3}', '{"depth": {"RMSE": "low"}}'):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(PipelineError, match="expected task to metric to value"):
+            nyud(tmp_path, str(path), NYUD)
 
 
 def test_a_table_of_distillation_alone_shows_its_loss(tmp_path: Path) -> None:

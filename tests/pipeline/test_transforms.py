@@ -76,6 +76,12 @@ def test_a_window_equals_scaling_then_cropping(seed: int, factor: float, data: s
         np.testing.assert_array_equal(got[name], array)
 
 
+def test_scaling_multiplies_disparity_and_keeps_the_invalid_code() -> None:
+    maps = {"image": np.zeros((2, 2, 3), np.uint8), "disparity": np.array([[2, 255], [0, 8]], np.float32)}
+    np.testing.assert_array_equal(transforms.scale(maps, factor=0.5)["disparity"], [[1]])
+    np.testing.assert_array_equal(transforms.scale(maps, factor=2.0)["disparity"][::2, ::2], [[4, 255], [0, 16]])
+
+
 def test_scaling_divides_depth_and_keeps_the_invalid_code() -> None:
     maps = {"image": np.zeros((2, 2, 3), np.uint8), "depth": np.array([[2, 255], [4, 8]], np.float32)}
     got = transforms.scale(maps, factor=2.0)["depth"]

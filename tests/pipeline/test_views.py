@@ -243,6 +243,27 @@ def test_empty_parts_are_ignored_unless_asked_otherwise() -> None:
         assert (apply_view(made, sample).labels["human_parts"] == value).all()
 
 
+@pytest.mark.parametrize("kind", ["multitask", "padded"])
+def test_padding_can_have_the_published_colour(kind: Kind) -> None:
+    """There images are normalised and then padded with zeros: ImageNet's mean, here to the nearest grey level."""
+    sample = make_sample()
+    black, mean = (draw(ViewSpec(kind=kind, size=(64, 128), fill=fill), sample, view=1) for fill in ("black", "mean"))  # type: ignore[arg-type]
+    assert ViewDraw.from_dict(mean.to_dict()) == mean != black
+    assert set(mean.to_dict()) - set(black.to_dict()) == {"fill"}
+    box = transforms.pad_box((mean.box_height, mean.box_width), outer=(64, 128))
+    one, other = apply_view(black, sample), apply_view(mean, sample)
+    inner = {"image": one.image}, {"image": other.image}
+    np.testing.assert_array_equal(*(transforms.crop(maps, box=box)["image"] for maps in inner))
+    normalised = transforms.normalize(transforms.crop(inner[0], box=box)["image"])
+    published = transforms.pad({"image": normalised}, size=(64, 128))["image"]
+    np.testing.assert_allclose(transforms.normalize(other.image), published, atol=0.5 / 255 / 0.224)
+    assert not one.image[0].any()
+    for task, label in one.labels.items():
+        np.testing.assert_array_equal(other.labels[task], label)
+    assert "fill" not in ViewSpec(kind=kind, size=32, fill="black").to_json()
+    assert ViewSpec(kind=kind, size=32, fill="mean").to_json()["fill"] == "mean"
+
+
 def test_padded_refuses_an_image_that_does_not_fit() -> None:
     with pytest.raises(DataError, match=r"a/b: expected at most 32x64.*40x60"):
         draw(ViewSpec(kind="padded", size=(32, 64)), make_sample())
@@ -268,6 +289,7 @@ def test_a_sample_of_another_size_is_refused() -> None:
         {"box_width": 10**9},
         {"top": "0"},
         {"unknown": 1},
+        {"fill": "red"},
     ],
 )
 def test_a_damaged_draw_is_refused(change: dict[str, Any]) -> None:
@@ -316,6 +338,8 @@ def test_a_default_and_its_value_written_out_are_one_spec() -> None:
         ({"kind": "random_resized_crop", "size": 32, "area": (0, 1)}, "greater than 0"),
         ({"kind": "random_resized_crop", "size": 32, "area": "ab"}, "area"),
         ({"kind": "random_resized_crop", "size": 32, "area": ["a", 1]}, "area"),
+        ({"kind": "full", "size": 32, "fill": "mean"}, "read by multitask, padded"),
+        ({"kind": "padded", "size": 32, "fill": "red"}, "fill"),
         ({"kind": "multitask", "size": 32, "flip": 1.5}, "less than or equal to 1"),
         ({"kind": "multitask", "size": 32, "colour": True}, "colour"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from sak.errors import UnknownNameError
 from sak.tasks import DATASETS, TASK_NAMES, dataset_spec, metric_spec
 
-WEIGHTS = {"semseg": 1.0, "human_parts": 2.0, "normals": 10.0, "sal": 5.0, "edge": 50.0, "depth": 1.0}
+WEIGHTS = {"semseg": 1.0, "human_parts": 2.0, "normals": 10.0, "sal": 5.0, "edge": 50.0, "depth": 1.0, "disparity": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -15,10 +15,11 @@ WEIGHTS = {"semseg": 1.0, "human_parts": 2.0, "normals": 10.0, "sal": 5.0, "edge
     [
         ("pascalcontext", {"semseg", "human_parts", "normals", "edge", "sal"}, 21),
         ("nyud", {"semseg", "normals", "edge", "depth"}, 40),
+        ("cityscapes", {"semseg", "disparity"}, 19),
         ("scenes", {"semseg", "human_parts", "normals", "edge", "sal", "depth"}, 12),
     ],
 )
-def test_datasets_hold_the_papers_tasks(name: str, tasks: set[str], classes: int) -> None:
+def test_datasets_hold_their_tasks(name: str, tasks: set[str], classes: int) -> None:
     spec = dataset_spec(name)
     assert set(spec.tasks) == tasks
     assert spec.tasks["semseg"].channels == classes
@@ -46,7 +47,7 @@ def test_labels_show_metric_and_direction() -> None:
 
 
 def test_unknown_names_list_the_choices() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown data set 'pascal'.*pascalcontext, nyud, scenes"):
+    with pytest.raises(UnknownNameError, match=r"unknown data set 'pascal'.*pascalcontext, nyud, cityscapes, scenes"):
         dataset_spec("pascal")
     with pytest.raises(UnknownNameError, match=r"unknown task 'depth' of data set 'pascalcontext'.*semseg"):
         dataset_spec("pascalcontext").task("depth")

@@ -14,7 +14,12 @@ from tests.pipeline.images.packing import pack_tar, write_parquet, write_tar
 
 SIZE = (32, 40)
 SEED = 7
-FOLDERS = {"imagefolder": "imagefolder", "nyud": "nyud", "pascalcontext": "pascal-context"}
+FOLDERS = {
+    "cityscapes": "cityscapes",
+    "imagefolder": "imagefolder",
+    "nyud": "nyud",
+    "pascalcontext": "pascal-context",
+}
 PACKED = {"parquet": "{split}-*.parquet", "tar": "all.tar", "webdataset": "{split}-{000..001}.tar"}
 """Sources of files that hold many images, and their roots in the folder of packed images."""
 

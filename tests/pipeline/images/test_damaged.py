@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
 from pipeline.errors import BadImageError, DataError
+from pipeline.images.cityscapes import Cityscapes
 from pipeline.images.files import decode_normals
 from pipeline.images.nyud import Nyud
 from pipeline.images.pascal_context import PascalContext, map_edges
@@ -27,7 +32,17 @@ def pascal(folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(folders["pascal-context"], tmp_path / "pascal"))
 
 
+@pytest.fixture
+def cityscapes(folders: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folders["cityscapes"], tmp_path / "cityscapes"))
+
+
 FILES = {
+    "cityscapes": [
+        "leftImg8bit/train/scenes/scenes_000000_{}_leftImg8bit.png",
+        "gtFine/train/scenes/scenes_000000_{}_gtFine_labelIds.png",
+        "disparity/train/scenes/scenes_000000_{}_disparity.png",
+    ],
     "nyud": ["images/{}.png", "segmentation/{}.png", "normals/{}.png", "edge/{}.png", "depth/{}.npy"],
     "pascal": [
         "JPEGImages/{}.jpg",
@@ -45,13 +60,13 @@ CASES = [(kind, name) for kind, names in FILES.items() for name in names]
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "noise"])
 def test_every_file_of_a_sample_is_checked(request: pytest.FixtureRequest, kind: str, name: str, damage: str) -> None:
     root: Path = request.getfixturevalue(kind)
-    path = root / name.format("train_000001")
+    path = root / name.format("000001" if kind == "cityscapes" else "train_000001")
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
         path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "noise": b"\x00\x7f" * 40}[damage])
-    source = {"nyud": Nyud, "pascal": PascalContext}[kind](root, split="train")
+    source = {"cityscapes": Cityscapes, "nyud": Nyud, "pascal": PascalContext}[kind](root, split="train")
     source.read(0)
     with pytest.raises(BadImageError, match=path.name.replace(".", r"\.")):
         source.read(1)
@@ -129,12 +144,25 @@ def test_unknown_part_names_the_file(pascal: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "empty"), ("a\na\n", "'a' is listed twice"), ("../../etc/passwd\n", "leads outside")],
+    [
+        ("", "empty"),
+        ("a\na\n", "'a' is listed twice"),
+        ("../../etc/passwd\n", "leads outside"),
+        ("a\0b\n", "no name of a file"),
+    ],
 )
 def test_bad_split_lists_are_named(nyud: Path, text: str, words: str) -> None:
     (nyud / "gt_sets/train.txt").write_text(text)
     with pytest.raises(DataError, match=words):
         Nyud(nyud, split="train")
+
+
+def test_a_name_too_long_for_a_file_is_a_missing_one(pascal: Path) -> None:
+    (pascal / "ImageSets/Context/train.txt").write_text(f"{'a' * 5000}\n")
+    source = PascalContext(pascal, split="train")
+    assert len(source.fingerprint()) == 64
+    with pytest.raises(BadImageError, match="File name too long"):
+        source.read(0)
 
 
 def test_linked_label_outside_is_refused(nyud: Path, tmp_path: Path) -> None:
@@ -194,3 +222,71 @@ def test_a_missing_file_is_part_of_the_fingerprint(nyud: Path) -> None:
     without = Nyud(nyud, split="train").fingerprint()
     path.with_suffix(".away").rename(path)
     assert Nyud(nyud, split="train").fingerprint() != without
+
+
+class_tables = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.sampled_from(["wall", "tvmonitor"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["wall", "tvmonitor"]), inner),
+    max_leaves=4,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@given(indoor=class_tables, context=class_tables)
+def test_any_class_tables_are_read_or_named(pascal: Path, indoor: object, context: object) -> None:
+    (pascal / "json/nyu_classes.json").write_text(json.dumps(indoor))
+    (pascal / "json/context_classes.json").write_text(json.dumps(context))
+    with contextlib.suppress(DataError):
+        PascalContext(pascal, split="train")
+
+
+def annotation(part: object) -> object:
+    parts = np.zeros((1, 1), dtype=[("part_name", object), ("mask", object)])
+    parts[0, 0] = part
+    objects = np.zeros((1, 1), dtype=[(name, object) for name in ("class", "class_ind", "mask", "parts")])
+    objects[0, 0] = ("person", 15, np.ones((32, 40), dtype=np.uint8), parts)
+    return {"imname": "x", "objects": objects}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        3,
+        "text",
+        {"imname": "x"},
+        {"objects": 3},
+        {"objects": "text"},
+        {"objects": {"class_ind": 15, "parts": "text"}},
+        {"objects": {"class_ind": "person", "parts": 1, "mask": 1}},
+        {"objects": {"class_ind": 15, "parts": {"part_name": 3, "mask": 1}}},
+        annotation(("head", np.ones((3, 3), np.uint8))),
+        annotation(("head", "text")),
+        annotation((np.zeros((2, 2)), np.ones((32, 40)))),
+    ],
+)
+def test_annotations_of_another_structure_are_named(pascal: Path, value: object) -> None:
+    savemat(pascal / "human_parts/train_000000.mat", {"anno": value})
+    with pytest.raises(BadImageError, match=r"train_000000\.mat: not an annotation of objects"):
+        PascalContext(pascal, split="train").read(0)
+
+
+@pytest.mark.parametrize("value", ["text", np.zeros((3, 32, 40)), np.full((32, 40), np.nan), {"a": 1}])
+def test_region_maps_that_are_none_are_named(pascal: Path, value: object) -> None:
+    savemat(pascal / "pascal-context/trainval/train_000000.mat", {"LabelMap": value})
+    with pytest.raises(BadImageError, match=r"train_000000\.mat: expected a LabelMap \(H, W\)"):
+        PascalContext(pascal, split="train").read(0)
+
+
+@pytest.mark.parametrize(("ids", "words"), [(34, "label ids 0 to 33, got 34"), (255, "got 255")])
+def test_other_kinds_of_cityscapes_labels_are_refused(cityscapes: Path, ids: int, words: str) -> None:
+    path = cityscapes / "gtFine/train/scenes/scenes_000000_000000_gtFine_labelIds.png"
+    Image.fromarray(np.full((32, 40), ids, dtype=np.uint8)).save(path)
+    with pytest.raises(BadImageError, match=words):
+        Cityscapes(cityscapes, split="train").read(0)
+
+
+def test_eight_bits_of_disparity_are_refused(cityscapes: Path) -> None:
+    path = cityscapes / "disparity/train/scenes/scenes_000000_000000_disparity.png"
+    Image.fromarray(np.zeros((32, 40), dtype=np.uint8)).save(path)
+    with pytest.raises(BadImageError, match=r"disparity\.png: expected pixels of mode"):
+        Cityscapes(cityscapes, split="train").read(0)

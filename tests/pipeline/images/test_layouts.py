@@ -14,7 +14,15 @@ from scipy.io import loadmat
 from scipy.ndimage import binary_dilation
 
 from pipeline.errors import DataError
-from pipeline.images.layouts import LAYOUTS, NYUD_CLASSES, PASCAL_CLASSES, region_map, write_layout
+from pipeline.images.cityscapes import CLASS_IDS
+from pipeline.images.layouts import (
+    CITYSCAPES_IDS,
+    LAYOUTS,
+    NYUD_CLASSES,
+    PASCAL_CLASSES,
+    region_map,
+    write_layout,
+)
 from pipeline.images.pascal_context import map_edges
 from pipeline.images.sample import ImageSample, ImageSource
 from pipeline.images.scenes import scene_seed
@@ -61,6 +69,19 @@ def test_pascal_labels_come_back_exactly(opener: Opener) -> None:
         np.testing.assert_array_equal(read.labels["semseg"], as_classes(made.labels["semseg"], PASCAL_CLASSES))
         for task in ("human_parts", "sal"):
             np.testing.assert_array_equal(read.labels[task], made.labels[task])
+
+
+def test_cityscapes_labels_come_back(opener: Opener) -> None:
+    classes = {name: CLASS_IDS.index(number) for name, number in CITYSCAPES_IDS.items()}
+    for read, made in pairs(opener, "cityscapes"):
+        np.testing.assert_array_equal(read.image, made.image)
+        np.testing.assert_array_equal(read.labels["semseg"], as_classes(made.labels["semseg"], classes))
+        depth, disparity = made.labels["depth"], read.labels["disparity"]
+        sky = depth == 255
+        assert (disparity[sky] == 255).all()
+        known = disparity != 255
+        assert known[~sky].mean() > 0.9
+        np.testing.assert_allclose(disparity[known], 0.22 * 1.1 * SIZE[1] / depth[known], atol=1 / 512 + 1e-4)
 
 
 def test_pascal_edges_follow_the_instances(opener: Opener) -> None:
@@ -113,7 +134,7 @@ def test_pascal_normals_are_masked_by_region_class(folders: dict[str, Path]) -> 
 
 
 def test_class_tables_cover_the_scenes_and_keep_objects_apart() -> None:
-    for table, limit, shared in ((PASCAL_CLASSES, 21, 2), (NYUD_CLASSES, 40, 0)):
+    for table, limit, shared in ((PASCAL_CLASSES, 21, 2), (NYUD_CLASSES, 40, 0), (CITYSCAPES_IDS, 34, 0)):
         assert tuple(table) == CLASSES
         assert all(0 <= number < limit for number in table.values())
         assert len(set(table.values())) == len(CLASSES) - shared

@@ -15,7 +15,7 @@ from pipeline.images.sample import ImageSource
 from pipeline.images.scenes import SceneSource
 from tests.pipeline.images.conftest import FOLDERS, PACKED, SIZE
 
-DTYPES = {"normals": "float32", "depth": "float32"}
+DTYPES = {"normals": "float32", "depth": "float32", "disparity": "float32"}
 Opener = Callable[..., ImageSource]
 every_source = pytest.mark.parametrize("name", sorted(SOURCES))
 
@@ -133,7 +133,7 @@ def test_scenes_refuse_what_they_cannot_use() -> None:
 
 
 def test_unknown_source_lists_the_choices() -> None:
-    with pytest.raises(DataError, match="imagefolder, nyud, parquet, pascalcontext, scenes"):
+    with pytest.raises(DataError, match="cityscapes, nyud, pascalcontext, imagefolder, parquet, scenes"):
         open_source(SourceRequest(name="imagenet", root=None, split="train", size=None, images=None, seed=0))
 
 

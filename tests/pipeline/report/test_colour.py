@@ -18,7 +18,13 @@ from pipeline.report.colour import (
     pca_colours,
 )
 from pipeline.report.data import ReportError
-from pipeline.report.palettes import class_palette, distinct_palette, scenes_palette, voc_palette
+from pipeline.report.palettes import (
+    cityscapes_palette,
+    class_palette,
+    distinct_palette,
+    scenes_palette,
+    voc_palette,
+)
 
 
 def test_voc_palette_has_the_published_colours() -> None:
@@ -34,16 +40,25 @@ def test_voc_palette_has_the_published_colours() -> None:
         assert tuple(voc_palette()[index]) == colour
 
 
-@pytest.mark.parametrize(("palette", "count"), [(voc_palette(), 21), (distinct_palette(), 40), (scenes_palette(), 12)])
+@pytest.mark.parametrize(
+    ("palette", "count"),
+    [(voc_palette(), 21), (distinct_palette(), 40), (scenes_palette(), 12)],
+)
 def test_every_class_has_its_own_colour(palette: np.ndarray, count: int) -> None:
     used = np.concatenate([palette[:count], palette[255:]]).astype(int)
     gaps = np.abs(used[:, None] - used[None]).sum(-1) + 999 * np.eye(len(used), dtype=int)
     assert gaps.min() >= 40
 
 
+def test_cityscapes_has_the_published_colours() -> None:
+    assert len(np.unique(cityscapes_palette()[:19], axis=0)) == 19
+    assert cityscapes_palette()[[0, 10, 18]].tolist() == [[128, 64, 128], [70, 130, 180], [119, 11, 32]]
+
+
 def test_data_sets_choose_their_palette() -> None:
     assert np.array_equal(class_palette("nyud", task="semseg"), distinct_palette())
     assert np.array_equal(class_palette("scenes", task="semseg"), scenes_palette())
+    assert np.array_equal(class_palette("cityscapes", task="semseg"), cityscapes_palette())
     assert np.array_equal(class_palette("scenes", task="human_parts"), voc_palette())
     assert np.array_equal(class_palette("pascalcontext", task="semseg"), voc_palette())
 

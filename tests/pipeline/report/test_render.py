@@ -34,6 +34,7 @@ from pipeline.report.data import (
 from pipeline.report.pictures import picture
 from pipeline.report.render import render_report, write_report
 from pipeline.report.results import cards, headline
+from pipeline.scores import ScoreLine
 
 VOID = {"meta", "img", "input", "br", "link"}
 EVIL = "<script>alert(1)</script>\"' onload='x' </style></title>"
@@ -205,6 +206,20 @@ def test_a_missing_value_is_a_dash_and_never_best(report: ReportData) -> None:
 def test_headline_is_derived_when_none_is_given(delta: float, words: str) -> None:
     run = RunRow(name="SAK", values={}, delta={"base": delta}, parameters=1, seconds=1.0)
     assert words in headline(dataclasses.replace(minimal(), runs=(run,)))
+
+
+def test_every_metric_and_class_has_a_line(report: ReportData, text: str) -> None:
+    assert "All metrics, and each class" not in text
+    lines = (
+        ScoreLine("normals", "", "median ↓", ("12.34°", "13.00°", "–")),
+        ScoreLine("semseg", "IoU", "<b>wall</b>", ("50.00%", "40.00%", "45.00%")),
+    )
+    page = render_report(dataclasses.replace(report, scores=lines))
+    Page(page)
+    assert "<b>wall" not in page
+    words = re.sub(r"<[^>]*>", " ", page[page.index("All metrics, and each class") :])
+    found = " ".join(words.split())
+    assert "normals median ↓ 12.34° 13.00° – semseg IoU &lt;b&gt;wall&lt;/b&gt; 50.00% 40.00% 45.00%" in found
 
 
 def test_empty_sections_are_left_out() -> None:

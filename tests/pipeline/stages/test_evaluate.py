@@ -162,13 +162,74 @@ def test_boundaries_by_odsf_from_counts_that_are_kept(finished: Finished, tmp_pa
     assert row.metrics["edge"][metric] == found["edge"][metric]
 
 
-def test_scoring_by_pixel_is_the_folder_of_before(finished: Finished, tmp_path: Path) -> None:
-    folders = [
-        evaluate_dir(finished.fresh(tmp_path, f"eval.boundary={metric}").runs[0].study, tmp_path)
-        for metric in ("pixel", "odsF", "odsF-invpt")
-    ]
-    assert len({folder.path for folder in folders}) == 3
-    assert "boundary" not in cast("dict[str, Any]", folders[0].inputs["eval"])
+def test_scoring_as_ever_is_the_folder_of_before(finished: Finished, tmp_path: Path) -> None:
+    values = {
+        "boundary": ("pixel", "odsF", "odsF-invpt"),
+        "absent_classes": ("zero", "ignore"),
+        "held_out_loss": ("auto", "always", "never"),
+        "resolution": ("view", "image"),
+    }
+    before = evaluate_dir(finished.fresh(tmp_path).runs[0].study, tmp_path)
+    assert {*cast("dict[str, Any]", before.inputs["eval"])} == {"batch", "gallery", "codec"}
+    paths = {
+        (key, value): evaluate_dir(finished.fresh(tmp_path, f"eval.{key}={value}").runs[0].study, tmp_path).path
+        for key, choices in values.items()
+        for value in choices
+    }
+    assert [paths[key, choices[0]] for key, choices in values.items()] == [before.path] * 4
+    assert len({*paths.values()}) == 1 + 2 + 1 + 2 + 1
+
+
+ALONE = ("distill=null", "finetune.alpha=0", "finetune.steps=1", "finetune.tasks=[semseg,depth]")
+
+
+def scores_of(finished: Finished, out: Path, *overrides: str) -> dict[str, Any]:
+    run_stages(finished.fresh(out, *ALONE, *overrides), ["finetune", "eval"])
+    (path,) = out.glob("eval-*/metrics.json")
+    found: dict[str, Any] = read_json(path)
+    return found
+
+
+def test_every_metric_and_class_is_named(finished: Finished, tmp_path: Path) -> None:
+    found = scores_of(finished, tmp_path / "published")
+    assert {*found["depth"]} == {"RMSE", "rel", "delta1", "delta2", "delta3"}
+    classes = {name: value for name, value in found["semseg"].items() if name.startswith("IoU/")}
+    assert len(classes) == 12
+    seen = [value for value in classes.values() if value is not None]
+    assert len(seen) < 12
+    assert found["semseg"]["mIoU"] == pytest.approx(sum(seen) / 12)
+    other = scores_of(finished, tmp_path / "right", "eval.absent_classes=ignore")
+    assert other["semseg"] == {**found["semseg"], "mIoU": pytest.approx(sum(seen) / len(seen))}
+
+
+def test_scores_at_the_images_own_size(finished: Finished, tmp_path: Path) -> None:
+    """The tiny recipe's views are as large as its scenes, so that nothing changes but the folder."""
+    found = scores_of(finished, tmp_path / "image", "eval.resolution=image", "eval.boundary=odsF")
+    assert found == scores_of(finished, tmp_path / "view", "eval.boundary=odsF")
+
+
+def test_live_teachers_are_built_for_a_loss_that_is_asked_for_alone(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    live = module.target_source
+    monkeypatch.setattr(
+        module, "target_source", lambda *args, **options: made.append(options) or live(*args, **options)
+    )
+    changes = ("distill=null", "finetune.steps=1", "finetune.tasks=[depth]")
+    for wanted, kind, measured in (
+        ("auto", "online", False),
+        ("always", "online", True),
+        ("never", "cached", False),
+    ):
+        out = tmp_path / f"{wanted}-{kind}"
+        run_stages(
+            finished.fresh(out, *changes, f"finetune.targets={kind}", f"eval.held_out_loss={wanted}"),
+            ["finetune", "eval"],
+        )
+        (path,) = out.glob("eval-*/metrics.json")
+        assert ("distill" in read_json(path)) == measured == bool(made), wanted
+        made.clear()
 
 
 def test_a_network_without_boundaries_counts_none(finished: Finished, tmp_path: Path) -> None:
@@ -232,7 +293,8 @@ def test_on_a_gpu_the_gallery_is_that_of_a_cpu(finished: Finished, tmp_path: Pat
     """Pixels, standards, live teachers and decoded maps all meet on the student's device."""
     found: list[dict[str, Any]] = []
     for device in ("cpu", "cuda"):
-        recipe = finished.fresh(tmp_path / device, f"device={device}", "distill.steps=1", "finetune.steps=1", override)
+        changes = ("distill.steps=1", "finetune.steps=1", "eval.held_out_loss=always", override)
+        recipe = finished.fresh(tmp_path / device, f"device={device}", *changes)
         run_stages(recipe, ["distill", "finetune", "eval"])
         with np.load(evaluate_dir(recipe.runs[0].study, recipe.out).path / "gallery.npz") as file:
             found.append({name: file[name] for name in file.files})

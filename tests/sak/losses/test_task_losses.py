@@ -67,6 +67,14 @@ def test_both_codes_of_an_invalid_normal_are_known() -> None:
     assert normals_valid(label).flatten().tolist() == [True, False, False]
 
 
+def test_weights_can_be_given_in_place_of_the_published_ones() -> None:
+    pred, true, wanted = golden_batch("nyud")
+    losses = task_losses("nyud", pred, true, weights={"edge": 5.0, "depth": 2.0})
+    assert float(losses["edge"]) == pytest.approx(wanted["edge"] / 10, rel=1e-6)
+    assert float(losses["depth"]) == pytest.approx(wanted["depth"] * 2, rel=1e-6)
+    assert float(losses["semseg"]) == pytest.approx(wanted["semseg"], rel=1e-6)
+
+
 def test_only_predicted_tasks_count() -> None:
     pred, true, wanted = golden_batch("nyud")
     losses = task_losses("nyud", {"depth": pred["depth"]}, true)

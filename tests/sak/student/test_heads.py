@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from sak import spec
 from sak.errors import SakError
-from sak.student.heads import Head
+from sak.student.heads import HEADS, Head, LightHead
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,26 @@ def test_joining_before_resizing_equals_resizing_each_level() -> None:
 def test_a_width_that_levels_cannot_share_is_refused() -> None:
     with pytest.raises(SakError, match="18"):
         Head(18, channels=5)
+
+
+@pytest.mark.parametrize(("grid", "image_size"), [((4, 6), (64, 96)), ((3, 3), (42, 42))])
+def test_a_light_head_gives_the_same_shapes_for_a_tenth_of_the_arithmetic(
+    grid: tuple[int, int], image_size: tuple[int, int]
+) -> None:
+    counts = []
+    for kind in (Head, LightHead):
+        head = kind(64, channels=5)
+        levels = [torch.randn(2, grid[0] * grid[1], 64) for _ in range(4)]
+        with FlopCounterMode(display=False) as counter:
+            logits = head(levels, grid, image_size)
+        assert logits.shape == (2, 5, *image_size)
+        logits.sum().backward()
+        assert all(parameter.grad is not None for parameter in head.parameters())
+        counts.append(counter.get_total_flops())
+    assert counts[1] < counts[0] / 8
+
+
+def test_heads_are_those_that_a_spec_can_name() -> None:
+    assert set(HEADS) == set(spec.HEADS)
+    with pytest.raises(SakError, match="18"):
+        LightHead(18, channels=5)
