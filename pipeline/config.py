@@ -294,8 +294,7 @@ class Study:
             fresh_views("distill", views=self.data.distill.views, on_error=self.data.distill.on_error)
         if self.student.paths == "frozen":
             self._check_frozen()
-        if self.distill and self.student.trained is not None:
-            raise ValueError("student.trained: takes the place of stage 1; set distill to null, or drop it")
+        self.student.check_start(distilled=self.distill is not None)
         if self.finetune and not self.data.finetune:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
         if self.finetune and self.data.finetune:
@@ -319,8 +318,6 @@ class Study:
     def _check_frozen(self) -> None:
         if self.distill is not None:
             raise ValueError("student.paths: frozen teachers learn nothing in stage 1; set distill to null")
-        if self.student.trained is not None:
-            raise ValueError("student.trained: frozen teachers start from no student; drop it, or set another paths")
         if not self.student_teachers:
             raise ValueError("student.paths: frozen needs at least one teacher under teachers:")
         if self.finetune and self.finetune.alpha != 0:
@@ -354,11 +351,6 @@ class Study:
     def scores_file(self) -> bool:
         """Whether nothing is trained and ``student.trained`` is scored as it is."""
         return self.student.trained is not None and self.finetune is None
-
-    @property
-    def scores_tasks(self) -> bool:
-        """Whether scoring reads labels."""
-        return self.finetune is not None or self.scores_file
 
     @property
     def trained_sizes(self) -> tuple[tuple[int, int], ...]:

@@ -98,6 +98,17 @@ class StudentConfig:
             # From here on there is one answer to what pixels are normalised with, however it was asked for.
             object.__setattr__(self, key, value)
 
+    def check_start(self, *, distilled: bool) -> None:
+        """Whether ``trained`` goes with there being a stage 1, and with the kind of student.
+
+        Raises:
+            ValueError: It does not.
+        """
+        if self.trained is not None and distilled:
+            raise ValueError("student.trained: takes the place of stage 1; set distill to null, or drop it")
+        if self.trained is not None and self.paths == "frozen":
+            raise ValueError("student.trained: frozen teachers start from no student; drop it, or set another paths")
+
     def _named_statistics(self) -> tuple[Statistics, Statistics] | None:
         if self.normalization is None:
             return None

@@ -13,6 +13,7 @@ from pipeline.boundary.counts import COUNTING
 from pipeline.config import EvalConfig, StudentConfig, Study
 from pipeline.errors import PipelineError
 from pipeline.loop import TRAINING
+from pipeline.needs import scores_tasks
 from pipeline.stagedir import StageDir
 from pipeline.students import student_identity
 from pipeline.targets import study_columns, teacher_specs
@@ -108,7 +109,7 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
     inputs = {
         "scoring": SCORING,
         "trained": student_identity(study.student) if study.scores_file else last_stage_dir(study, out).path.name,
-        "views": _views(view_set_spec(study.data.eval, labels=study.scores_tasks)),
+        "views": _views(view_set_spec(study.data.eval, labels=scores_tasks(study))),
         "eval": _scored_by(study.eval),
     }
     return StageDir.of(out, "eval", inputs=inputs)

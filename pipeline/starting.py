@@ -9,12 +9,14 @@ from typing import NamedTuple
 from pipeline.config import Study
 from pipeline.errors import NotDoneError
 from pipeline.identity import distill_dir
+from pipeline.stagedir import write_json
+from pipeline.tracking import CONSOLE
 from pipeline.trained import check_trained, read_trained
 from sak.spec import StudentSpec
 from sak.student.model import Student, load_stage1
 from sak.weights import LoadReport, load_weights
 
-__all__ = ["Start", "load_start"]
+__all__ = ["Start", "load_start", "write_start"]
 
 
 class Start(NamedTuple):
@@ -23,17 +25,15 @@ class Start(NamedTuple):
     source: str
     report: LoadReport
 
-    def story(self) -> str:
-        """One line for people."""
-        return f"starts from {self.source}: {self.report.story()}"
 
-    def to_json(self) -> dict[str, object]:
-        """Every tensor's name under what became of it."""
-        return {"from": self.source, **self.report.to_json()}
+def write_start(folder: Path, start: Start | None, /) -> None:
+    """Write ``start.json``: every tensor's name under what became of it. Without a start there is no file."""
+    if start:
+        write_json(folder / "start.json", {"from": start.source, **start.report.to_json()})
 
 
 def load_start(student: Student, study: Study, out: Path, /, *, aligned: bool) -> Start | None:
-    """Load what a study's stage 2 starts from, strictly; None where it starts from scratch or a stem's weights alone.
+    """Load what stage 2 starts from, strictly, and say so; None where it starts from scratch or from a stem alone.
 
     Args:
         aligned: Whether the student goes on learning from teachers. Else what serves that alone is left out: aligners,
@@ -63,7 +63,9 @@ def load_start(student: Student, study: Study, out: Path, /, *, aligned: bool) -
     parts: Mapping[str, object] = {"aligners.": student.aligners, "norms.": student.norms}
     drop = () if aligned else tuple(prefix for prefix, part in parts.items() if not part)
     grid = _grid(before, student)
-    return Start(source, load_stage1(student, state, where=str(path), source_grid=grid, drop=drop))
+    report = load_stage1(student, state, where=str(path), source_grid=grid, drop=drop)
+    CONSOLE.print(f"student: starts from {source}: {report.story()}")
+    return Start(source, report)
 
 
 def _grid(before: StudentSpec, student: Student) -> tuple[int, int] | None:

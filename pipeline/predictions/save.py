@@ -13,6 +13,7 @@ import torch
 from pipeline.config import Study
 from pipeline.errors import PipelineError
 from pipeline.loader import load_samples
+from pipeline.needs import scores_tasks
 from pipeline.predictions.formats import format_of, read_map
 from pipeline.predictions.frame import map_in_image
 from pipeline.predictions.saver import Place, Saver, map_path
@@ -90,7 +91,7 @@ def _plan(study: Study, out: Path, stage: StageDir, *, label: str) -> _Plan | No
         CONSOLE.print(f"{label}: eval.save: a student without tasks has no predictions to save")
         return None
     folder = stage.path / "predictions" if asked is True else Path(asked) / label
-    view_set = complete_views(study, data, labels=study.scores_tasks)
+    view_set = complete_views(study, data, labels=scores_tasks(study))
     tasks = tuple(task for task in TASK_NAMES if task in spec.tasks)
     _claim(folder, _record(stage, view_set, tasks))
     return _Plan(folder, view_set, tasks, view_set.usable_rows().tolist())

@@ -21,6 +21,7 @@ from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import PipelineError
 from pipeline.identity import distill_dir, evaluate_dir
 from pipeline.loader import load_samples
+from pipeline.needs import scores_tasks
 from pipeline.own_size import OwnSize, Scored
 from pipeline.predictions.save import save_predictions, saving
 from pipeline.predictions.saver import Saver
@@ -69,7 +70,7 @@ def evaluate(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
         return stage
     device = pick_device(study.device, ranks=ranks)
     seed_everything(study.seed, threads=study.threads)
-    view_set = complete_views(study, data, labels=study.scores_tasks)
+    view_set = complete_views(study, data, labels=scores_tasks(study))
     student, dataset, before = trained_to_score(study, out, device=device)
     if view_set.spec.dataset != dataset:
         raise PipelineError(f"eval: trained on {dataset or 'no labels'}, but data.eval is {view_set.spec.dataset}")
@@ -105,10 +106,14 @@ def evaluate(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
         gallery = scorer.gallery(rows[: study.eval.gallery])
         np.savez_compressed(stage.path / "gallery.npz", **gallery)  # type: ignore[arg-type]
         extra |= {"images": len(rows), "experts": ["stem", *student.spec.teacher_widths]}
-        if before is None:  # no stage before this one has it on record
-            extra |= {"dataset": dataset, "parameters": parameter_counts(student), "spec": student.spec.to_dict()}
+        extra |= {} if before else _description(student, dataset)
     save_predictions(study, out, stage, label=label)
     return stage
+
+
+def _description(student: Student | FrozenTeachers, dataset: str) -> dict[str, object]:
+    """What a training stage would have on record."""
+    return {"dataset": dataset, "parameters": parameter_counts(student), "spec": student.spec.to_dict()}
 
 
 def _task_metrics(study: Study, view_set: ViewSet, student: Student | FrozenTeachers) -> TaskMetrics | None:

@@ -21,9 +21,9 @@ from pipeline.loader import Batch, Loader
 from pipeline.loop import length_line, steps_of, train
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.split import Split
-from pipeline.stagedir import StageDir, write_json
+from pipeline.stagedir import StageDir
 from pipeline.standards import Standards, read_standards
-from pipeline.starting import load_start
+from pipeline.starting import Start, load_start, write_start
 from pipeline.students import Normalise, limit_training, make_frozen, make_student, student_spec
 from pipeline.targets import OnlineTargets, TargetSource, target_source, teacher_specs
 from pipeline.tracking import CONSOLE
@@ -78,11 +78,7 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     view_set = labelled_views(study, steps=steps)
     tasks = tasks_of(study, view_set)
     targets = _targets(study, view_set, device=device)
-    student, spec = _student(study, view_set, tasks, targets)
-    start = None
-    if isinstance(student, Student):
-        start = load_start(student, study, out, aligned=targets is not None)
-        limit_training(student, study.student, stage=2, seed=study.seed, lora=config.lora)
+    student, spec, start = _student(study, out, view_set, tasks, targets)
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed + 1, tasks=tasks, targets=targets, device=device)
     before = distill_dir(study, out) if study.distill else None
@@ -102,14 +98,11 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     )
     length = length_line(view_set, steps=steps, split=split)
     CONSOLE.print(f"{label}: finetune {length}; tasks {', '.join(tasks)}; {_options(study, config)}")
-    if start:
-        CONSOLE.print(f"{label}: finetune {start.story()}")
     with stage.work(device=device, ranks=ranks) as record:
         if ranks.first:
             stored = view_set if isinstance(view_set, ViewSet) else None
             record |= record_uses(study, stage, view_set=stored, targets=targets, after=before)
-            if start:
-                write_json(stage.path / "start.json", start.to_json())
+            write_start(stage.path, start)
         plan = _plan(study, config, student, split=split, steps=steps)
         plan = replace(plan, inputs=stage.inputs, balance=balance.state if balance else {})
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
@@ -120,8 +113,7 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
         if ranks.first:
             save_weights(stage.path / "student.safetensors", student.state_dict(), metadata={"stage": "finetune"})
         record |= {"spec": spec.to_dict(), "steps": steps, "images": steps * config.batch}
-        record |= {"parameters": parameter_counts(student)}
-        record |= {"tasks": list(tasks), "dataset": view_set.spec.dataset}
+        record |= {"parameters": parameter_counts(student), "tasks": list(tasks), "dataset": view_set.spec.dataset}
     return stage
 
 
@@ -169,10 +161,16 @@ def tasks_of(study: Study, view_set: ViewSet | LiveViews, /) -> tuple[str, ...]:
     return tuple(task for task in view_set.spec.tasks if not asked or task in asked)
 
 
+class _Made(NamedTuple):
+    student: Student | FrozenTeachers
+    spec: StudentSpec
+    start: Start | None
+
+
 def _student(
-    study: Study, view_set: ViewSet | LiveViews, tasks: tuple[str, ...], targets: TargetSource | None
-) -> tuple[Student | FrozenTeachers, StudentSpec]:
-    """The stage-2 network, as its seed makes it.
+    study: Study, out: Path, view_set: ViewSet | LiveViews, tasks: tuple[str, ...], targets: TargetSource | None
+) -> _Made:
+    """The stage-2 network, started from stage 1 or a student's file where the study has one; frozen as it says.
 
     Without a teacher loss in stage 2 nothing aligns to teachers any more: adapter paths stay, aligners go, and a plain
     student keeps its stem alone.
@@ -184,9 +182,12 @@ def _student(
     size = view_size(view_set.spec)
     spec = student_spec(study.student, image_size=size, widths=widths, tasks=channels)
     if spec.paths == "frozen":
-        return make_frozen(spec, seed=study.seed), spec
+        return _Made(make_frozen(spec, seed=study.seed), spec, None)
     student = make_student(study.student, spec, seed=study.seed, load_stem=study.distill is None)
-    return student, spec
+    start = load_start(student, study, out, aligned=targets is not None)
+    lora = study.finetune.lora if study.finetune else None
+    limit_training(student, study.student, stage=2, seed=study.seed, lora=lora)
+    return _Made(student, spec, start)
 
 
 class _Losses(NamedTuple):
