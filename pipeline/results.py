@@ -21,6 +21,7 @@ __all__ = [
     "delta_notes",
     "gather",
     "main_values",
+    "other_baselines",
     "results_json",
     "results_table",
     "shown_tasks",
@@ -96,6 +97,12 @@ def _baselines(recipe: Recipe, runs: Mapping[str, RunResult], dataset: str) -> l
         )
         for name in recipe.baselines
     ]
+
+
+def other_baselines(recipe: Recipe, results: Sequence[RunResult], /) -> list[RunResult]:
+    """Baselines that are no run, as rows of the first run's data set."""
+    runs = {row.name: row for row in results}
+    return [base for base in _baselines(recipe, runs, results[0].dataset) if base.name not in runs]
 
 
 def delta_notes(recipe: Recipe, results: Sequence[RunResult], /) -> list[str]:

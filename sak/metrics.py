@@ -40,7 +40,7 @@ ABSENT = ("zero", "ignore")
 def _meter(module: DenseTask) -> Meter:
     return Meter(
         lambda logits_1CHW, label_1CHW, _task: module.tally(logits_1CHW, label_1CHW),
-        lambda sums, _task, _absent: module.score({key: float(value) for key, value in sums.items()}),
+        lambda sums, _task, _absent: module.score(sums),
     )
 
 

@@ -169,7 +169,7 @@ class ReportData:
 
     ``runs[0]`` is the run the report is about: the cards and, when ``summary`` is empty, the headline speak of it.
     ``summary`` is the finding in one sentence. ``created`` is printed as given, so equal data give equal bytes.
-    ``scores`` are all metrics and classes, one cell for each of ``runs``.
+    ``scores`` are all metrics and classes, one cell for each of ``runs``; ``against`` are baselines that are no run.
     ``classes`` names the classes of ``semseg`` and ``human_parts`` for the colour key, by task.
 
     Raises:
@@ -192,6 +192,7 @@ class ReportData:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     scores: tuple[ScoreLine, ...] = ()
+    against: tuple[RunRow, ...] = ()
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

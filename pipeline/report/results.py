@@ -155,8 +155,8 @@ def _task_gain(column: MetricColumn, *, run: RunRow, baseline: RunRow) -> Gain |
 
 
 def gain_charts(data: ReportData) -> list[GainChart]:
-    """For each baseline of the first run that is itself a run: where the gain comes from."""
-    by_name = {run.name: run for run in data.runs}
+    """For each baseline of the first run: where the gain comes from."""
+    by_name = {run.name: run for run in (*data.against, *data.runs)}
     charts = []
     for lead in data.runs[:1]:
         for name in lead.delta:

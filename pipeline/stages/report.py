@@ -28,7 +28,7 @@ from pipeline.report.data import (
 )
 from pipeline.report.pr import PrLine
 from pipeline.report.render import write_report
-from pipeline.results import RunResult, RunStages, delta_notes, main_values, shown_tasks
+from pipeline.results import RunResult, RunStages, delta_notes, main_values, other_baselines, shown_tasks
 from pipeline.runs import collect, stage_dirs
 from pipeline.scores import score_lines
 from pipeline.stagedir import StageDir, read_json
@@ -85,6 +85,7 @@ def _data(recipe: Recipe, results: Sequence[RunResult], runs: Sequence[RunStages
         boundary=tuple(line for slot, run in enumerate(runs) for line in _pr_lines(run, slot)),
         notes=(*_notes(shown, runs), *delta_notes(recipe, results), *origin.notes),
         scores=tuple(score_lines(results)),
+        against=tuple(_run_row(row, shown) for row in other_baselines(recipe, results)),
         classes={task.name: task.classes for task in shown if task.classes},
     )
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sak.dense.spec import DenseTask, LabelSpec, MetricSpec, Total
 
@@ -39,13 +42,13 @@ def _tally(pred_B1HW: Tensor, label_B1HW: Tensor) -> dict[str, Tensor]:
     return {"error": error.sum(), "pixels": known_B1HW.sum(), "shares": shares, "finite": finite.sum()}
 
 
-def _score(sums: Mapping[str, SupportsFloat]) -> dict[str, float]:
+def _score(sums: Mapping[str, NDArray[np.generic]]) -> dict[str, float]:
     """Mean error, and mean share of the true disparity; not a number where there is nothing to average."""
     return {"absErr": _mean(sums["error"], sums["pixels"]), "relErr": 100 * _mean(sums["shares"], sums["finite"])}
 
 
-def _mean(total: SupportsFloat, count: SupportsFloat) -> float:
-    return float(total) / float(count) if float(count) else math.nan
+def _mean(total: NDArray[np.generic], count: NDArray[np.generic]) -> float:
+    return float(total) / int(count) if int(count) else math.nan
 
 
 TASK = DenseTask(

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, SupportsFloat, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,12 +87,13 @@ class DenseTask:
     Attributes:
         metrics: Those of its metrics that no other task has.
         loss: Of logits and labels ``(B, C, H, W)``; 0, with a path to the logits, where no pixel is labelled.
-        tally: From logits and labels to sums that add up over batches and ranks.
-        score: From the sums of everything to metrics.
+        tally: From logits and labels of one image to named sums, all zeros where no pixel is labelled; those of all
+            images are added (``sak.meters.meter``).
+        score: From the sums of all images to metrics.
     """
 
     label: LabelSpec
     metrics: tuple[MetricSpec, ...]
     loss: Callable[[Tensor, Tensor, Total], Tensor]
     tally: Callable[[Tensor, Tensor], dict[str, Tensor]]
-    score: Callable[[Mapping[str, SupportsFloat]], dict[str, float]]
+    score: Callable[[Mapping[str, NDArray[np.generic]]], dict[str, float]]

@@ -24,7 +24,7 @@ IOU = "IoU/"
 def _tally(logits_1CHW: Tensor, label_11HW: Tensor, task: TaskSpec) -> dict[str, Tensor]:
     label_1HW = label_11HW[:, 0].long()
     valid_1HW = label_1HW != IGNORE
-    true, pred = label_1HW[valid_1HW], logits_1CHW.argmax(dim=1)[valid_1HW]
+    true, pred = label_1HW[valid_1HW], logits_1CHW.max(dim=1).indices[valid_1HW]  # argmax is three times slower
     if true.numel() and not 0 <= int(true.min()) <= int(true.max()) < task.channels:
         raise SakError(
             f"metrics: task {task.name!r}: expected labels 0 to {task.channels - 1} or {IGNORE}, got"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Callable
@@ -33,6 +34,23 @@ def test_one_page_of_all_runs_from_files_alone(
     # Self-contained: nothing is fetched when it is opened.
     for reference in ('src="http', "src='http", "@import", 'rel="stylesheet"'):
         assert reference not in page
+
+
+def test_the_page_against_an_earlier_evaluation_and_a_published_one(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.recipe.out, tmp_path / "out")
+    found: Any = read_json(evaluate_dir(finished.recipe.runs[1].study, finished.recipe.out).path / "metrics.json")
+    write_json(tmp_path / "last-week.json", found)
+    baselines = (str(tmp_path / "last-week.json"), "paper-vitb")
+    recipe = dataclasses.replace(finished.recipe, out=tmp_path / "out", baselines=baselines)
+    rows = report(recipe, tmp_path / "page.html")
+    assert [list(row.delta) for row in rows] == [["last-week"], ["last-week"], []]
+    assert rows[1].delta["last-week"] == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "sak against last-week, task by task" in page
+    assert f"Δm vs last-week: metrics stored in {tmp_path}/last-week.json." in page
+    assert "sak has no Δm vs paper-vitb: tasks differ" in page
+    assert "All metrics, and each class" in page
+    assert '<th scope="row">under11.25 ↑</th>' in page
 
 
 def test_the_page_of_a_distillation_alone(finished: Finished, tmp_path: Path) -> None:
