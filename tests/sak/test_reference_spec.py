@@ -79,7 +79,7 @@ def test_the_order_of_teachers_is_the_files_or_the_users() -> None:
         ({"backbone.vit.pos_embed": None}, {}, "without backbone.vit.pos_embed; for a stem alone"),
         ({"heads.semseg.last_conv.weight": [19, 384, 1, 1]}, {}, r"got semseg \(19\).*no data set here has these"),
         ({}, {"dataset": "nyud"}, "of nyud, got semseg .* they fit pascalcontext"),
-        ({}, {"dataset": "cityscapes"}, "unknown data set 'cityscapes'"),
+        ({}, {"dataset": "kitti"}, "unknown data set 'kitti'"),
         ({"backbone.vit.patch_embed.proj.weight": [384, 3, 14, 14]}, {}, "12 blocks of width 384 on patches of 14"),
     ],
 )

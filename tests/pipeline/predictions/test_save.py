@@ -211,3 +211,11 @@ def test_by_command(saved: tuple[Recipe, Path], tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.app, ["eval", str(recipe), "--save-to", str(tmp_path / "my maps")])
     assert done.exit_code == 0, done.output
     assert bytes_of(tmp_path / "my maps" / "sak") == bytes_of(saved[1])
+
+
+def test_heads_on_frozen_teachers_are_run_again_on_their_stored_maps(finished: Finished, tmp_path: Path) -> None:
+    frozen = ["student.paths=frozen"]
+    scored(recipe_in(finished, tmp_path, *frozen))
+    while_scoring = scored(recipe_in(finished, tmp_path / "other", *frozen, "eval.save=true")) / "predictions"
+    scored(recipe_in(finished, tmp_path, *frozen, f"eval.save={tmp_path}/maps"))
+    assert bytes_of(tmp_path / "maps" / "sak") == bytes_of(while_scoring)
