@@ -35,7 +35,7 @@ def import_checkpoint(
         typer.Option(metavar="A,B,...", help="Its teachers in the order of its configuration; a .pth keeps that."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The data set of its tasks, as pascalcontext, if they do not tell.")
+        str | None, typer.Option(metavar="NAME", help="Data set of its tasks, such as nyud, if they do not tell.")
     ] = None,
 ) -> None:
     """Turn a checkpoint of the published code, of either stage, into a student that recipes take.
