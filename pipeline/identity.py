@@ -116,10 +116,12 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
 
 
 def _network(config: StudentConfig) -> dict[str, object]:
-    """What stage 2 trains; heads on frozen maps depend on no more of a student than on the width of its heads."""
+    """What stage 2 trains; heads on frozen maps depend on no more of a student than on its heads' kind and width."""
+    about = _shaping(config)
     if config.paths == "frozen":
-        return {"paths": "frozen", "width": stem_width(config.stem, overrides=config.overrides)}
-    return _shaping(config) | student_identity(config)
+        width = stem_width(config.stem, overrides=config.overrides)
+        return {"width": width} | {key: about[key] for key in ("paths", "head") if key in about}
+    return about | student_identity(config)
 
 
 def _scored_by(config: EvalConfig) -> dict[str, object]:

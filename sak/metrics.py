@@ -27,7 +27,7 @@ from sak.meters.edge import EDGE
 from sak.meters.meter import Meter
 from sak.meters.normals import NORMALS
 from sak.meters.saliency import SALIENCY
-from sak.tasks import IGNORE, TaskSpec, dataset_spec, metric_spec
+from sak.tasks import TaskSpec, dataset_spec, metric_spec
 
 __all__ = ["ABSENT", "TaskMetrics", "delta_m"]
 
@@ -151,7 +151,7 @@ class TaskMetrics:
     def reset(self) -> None:
         """Forget everything counted."""
         for name, task in self._specs.items():  # what an image without a labelled pixel counts
-            label_1CHW = torch.full((1, LABELS[name].channels, 1, 1), float(IGNORE))
+            label_1CHW = torch.full((1, LABELS[name].channels, 1, 1), float(LABELS[name].invalid))
             found = _tally(torch.zeros(1, task.channels, 1, 1), label_1CHW, task)
             self._floats |= {(name, key) for key, value in found.items() if value.dtype.kind == "f"}
             self._sums[name] = {key: _integers(value) for key, value in found.items()}

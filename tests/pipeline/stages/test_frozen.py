@@ -94,10 +94,10 @@ def test_stopped_and_resumed_equals_uninterrupted(
     cut = frozen(finished, tmp_path / "cut")
     real, calls = module.task_losses, iter(range(100))
 
-    def counted(*arguments: Any, total: Any) -> Any:
+    def counted(*arguments: Any, total: Any, weights: Any) -> Any:
         if next(calls) == 4:
             raise _Stop
-        return real(*arguments, total=total)
+        return real(*arguments, total=total, weights=weights)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "task_losses", counted)
@@ -119,6 +119,15 @@ def test_live_teachers_give_what_the_store_gives(finished: Finished, tmp_path: P
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("option", ["student.head=light", "finetune.weighting=uncertainty", "finetune.crops=fresh"])
+def test_options_of_stage_2_are_its_too(finished: Finished, tmp_path: Path, option: str) -> None:
+    live = ["finetune.targets=online"] if option == "finetune.crops=fresh" else []
+    recipe = frozen(finished, tmp_path, option, *live, "finetune.steps=2", "finetune.tasks=[depth,semseg]")
+    run_stages(recipe, ["finetune", "eval"])
+    found: Any = read_json(evaluate_dir(recipe.runs[0].study, tmp_path).path / "metrics.json")
+    assert found.keys() == {"semseg", "depth"}
+
+
 def test_its_folder_is_named_by_what_it_depends_on(finished: Finished, tmp_path: Path) -> None:
     def name(*overrides: str) -> str:
         return folder_of(frozen(finished, tmp_path, *overrides)).name
@@ -126,7 +135,13 @@ def test_its_folder_is_named_by_what_it_depends_on(finished: Finished, tmp_path:
     bare = name()
     for same in ("student.down_ratio=2", "student.overrides.depth=5", "student.noise=pixel", "student.freeze=stem"):
         assert name(same) == bare, same
-    others = ["seed=1", "student.teachers=[first]", "student.overrides.embed_dim=48", "finetune.lr=1e-2"]
+    others = [
+        "seed=1",
+        "student.head=light",
+        "student.teachers=[first]",
+        "student.overrides.embed_dim=48",
+        "finetune.lr=1e-2",
+    ]
     names = {name(other) for other in others} | {bare}
     assert len(names) == 1 + len(others)
     plain_student = finished.fresh(tmp_path, "distill=null", "finetune.alpha=0", "student.paths=none")
@@ -153,6 +168,9 @@ def test_one_teacher_or_all_of_them(finished: Finished, tmp_path: Path) -> None:
         ),
         (["student.paths=frozen", "distill=null"], r"nothing to align to teachers; set finetune\.alpha to 0"),
         ([*FROZEN, "student.teachers=[]"], r"frozen needs at least one teacher"),
+        ([*FROZEN, "finetune.crops=fresh"], r"finetune\.crops: no stored map knows fresh views"),
+        ([*FROZEN, "finetune.lora={}"], r"share no trained weights between tasks; drop finetune\.lora"),
+        ([*FROZEN, "finetune.weighting=gradnorm"], r"set finetune\.weighting to fixed or uncertainty"),
         ([*FROZEN, "student.paths=thawed"], r"student\.paths: .*'adapters', 'none' or 'frozen'"),
     ],
 )
