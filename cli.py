@@ -6,6 +6,7 @@ Stages are imported inside the commands, after the recipe is read: ``sak --help`
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import sys
@@ -23,6 +24,7 @@ from typer.core import TyperGroup
 from pipeline.commands.bench import bench_app
 from pipeline.commands.boundary import eval_boundary
 from pipeline.commands.data import data_app
+from pipeline.commands.importing import import_checkpoint
 from pipeline.commands.options import GpuWorkers, Overrides, RecipeFile, Runs, Scheduler, Workers
 from pipeline.commands.planning import (
     Calibrate,
@@ -191,13 +193,30 @@ def finetune(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None)
 
 
 @app.command(name="eval", epilog="Example:  sak eval workflows/quickstart.yaml --run sak")
-def evaluate(recipe: RecipeFile, overrides: Overrides = None, only: Runs = None) -> None:
+def evaluate(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    only: Runs = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Also write predictions, into predictions/ of the score's own folder.")
+    ] = False,
+    save_to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write predictions, into DIR/RUN of each run.")
+    ] = None,
+) -> None:
     """Score finished students, alone, on held-out images, and print every metric of every task, class by class.
+
+    --save (or eval.save in a recipe) writes every task's map of every image at the image's own size, TASK/KEY.png:
+    class indices with a palette, depth in 16-bit millimetres, normals as RGB, saliency and boundary in 8 bits; and
+    contact sheets of prediction and truth. What is scored already is not scored again, what is saved is not made
+    again. edge/ is what sak eval boundary --predictions takes. Formats: docs/predictions.md.
 
     On N GPUs: torchrun --nproc_per_node=N --no-python sak eval RECIPE; the result is the same (docs/evaluation.md).
     """
+    where = json.dumps(str(save_to)) if save_to is not None else "true"
+    changes = [f"eval.save={where}"] if save or save_to is not None else []
     with _ranks() as ranks, _made_by("run", recipe, overrides):
-        loaded = _load(recipe, overrides)
+        loaded = _load(recipe, [*(overrides or []), *changes])
         _stages(("eval",), loaded, only, ranks)
         if ranks is None or ranks.first:
             from pipeline.runs import scored
@@ -260,6 +279,9 @@ def export(
     with _made_by("run", recipe, overrides):
         size = write(study, loaded.out, out, what=what.value, dtype=dtype.value)
     print(f"{out}: {size / 1e6:.2f} MB")
+
+
+app.command("import", epilog="Example:  sak import 29_checkpoint.pth --out sak_stage1.safetensors")(import_checkpoint)
 
 
 def _stages(stages: Sequence[str], recipe: Recipe, only: list[str] | None, ranks: Ranks | None) -> None:

@@ -294,6 +294,7 @@ class Study:
             fresh_views("distill", views=self.data.distill.views, on_error=self.data.distill.on_error)
         if self.student.paths == "frozen":
             self._check_frozen()
+        self.student.check_start(distilled=self.distill is not None)
         if self.finetune and not self.data.finetune:
             raise ValueError("finetune needs data.finetune: a labelled source and its views")
         if self.finetune and self.data.finetune:
@@ -345,6 +346,11 @@ class Study:
             object.__setattr__(self, "distill", dataclasses.replace(self.distill, teachers_per_step="all"))
         if self.student.lora is not None and not self.distill:
             raise ValueError("student.lora: it is of stage 1, and there is no distill; drop one or give the other")
+
+    @property
+    def scores_file(self) -> bool:
+        """Whether nothing is trained and ``student.trained`` is scored as it is."""
+        return self.student.trained is not None and self.finetune is None
 
     @property
     def trained_sizes(self) -> tuple[tuple[int, int], ...]:

@@ -17,6 +17,9 @@ __all__ = ["EvalConfig"]
 class EvalConfig:
     """Scoring of the student alone on ``data.eval``; ``gallery`` images go into the report.
 
+    ``save`` writes every task's map of every image, and contact sheets: into the score's own folder (true), or into
+    ``save/RUN``. It changes no score, and what is scored already is not scored again.
+
     ``codec`` is how the held-out images' columns are stored, where not as ``extract.codec`` says. A loss against
     decoded targets measures the codec too, so students of different codecs need one exact yardstick.
 
@@ -38,6 +41,7 @@ class EvalConfig:
 
     batch: int = 16
     gallery: int = 6
+    save: bool | str = False
     codec: CodecValue | None = None
     boundary: Literal["pixel", "odsF", "odsF-invpt", "odsF-mtinet"] = "pixel"
     absent_classes: Literal["zero", "ignore"] = "zero"

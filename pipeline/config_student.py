@@ -45,6 +45,10 @@ class StudentConfig:
     ``paths: frozen`` is no student at all: stage 2 trains heads on the teachers' maps themselves, as they are stored,
     with the width of a student's heads; nothing else here then matters.
 
+    ``checkpoint`` starts the stem alone; ``trained`` is a whole student, as ``sak import`` and ``sak export`` write it:
+    stage 2 starts from it in place of a stage 1, or where there is no stage 2 it is scored as it is. With it,
+    ``checkpoint`` and ``pretrained`` mean nothing.
+
     ``mean`` and ``std`` are what pixels are normalised with; ``normalization`` names them in their place: ``imagenet``
     (as published, whatever the stem was trained with), the stem's ``native`` ones, or ``half`` (to -1..1).
 
@@ -60,6 +64,7 @@ class StudentConfig:
     stem: str = "vit_small_patch16_384"
     overrides: dict[str, int] = field(default_factory=dict)
     checkpoint: str | None = None
+    trained: str | None = None
     pretrained: bool = False
     levels: tuple[int, ...] = ()
     teachers: tuple[str, ...] | None = None
@@ -78,6 +83,9 @@ class StudentConfig:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        if self.trained is not None:  # it has a stem of its own, wherever that was to come from
+            object.__setattr__(self, "checkpoint", None)
+            object.__setattr__(self, "pretrained", False)
         if self.lora is not None and self.freeze == "stem":
             raise ValueError("student.freeze: lora keeps the stem's own weights already; drop freeze: stem, or lora")
         named = self._named_statistics()
@@ -89,6 +97,17 @@ class StudentConfig:
                 raise ValueError(f"student.{key}: normalization: {self.normalization} brings its own; drop one of them")
             # From here on there is one answer to what pixels are normalised with, however it was asked for.
             object.__setattr__(self, key, value)
+
+    def check_start(self, *, distilled: bool) -> None:
+        """Whether ``trained`` goes with there being a stage 1, and with the kind of student.
+
+        Raises:
+            ValueError: It does not.
+        """
+        if self.trained is not None and distilled:
+            raise ValueError("student.trained: takes the place of stage 1; set distill to null, or drop it")
+        if self.trained is not None and self.paths == "frozen":
+            raise ValueError("student.trained: frozen teachers start from no student; drop it, or set another paths")
 
     def _named_statistics(self) -> tuple[Statistics, Statistics] | None:
         if self.normalization is None:

@@ -13,6 +13,7 @@ from pipeline.boundary.counts import COUNTING
 from pipeline.config import EvalConfig, StudentConfig, Study
 from pipeline.errors import PipelineError
 from pipeline.loop import TRAINING
+from pipeline.needs import scores_tasks
 from pipeline.stagedir import StageDir
 from pipeline.students import student_identity
 from pipeline.targets import study_columns, teacher_specs
@@ -40,7 +41,8 @@ _SCORED_LATER = {"boundary": "pixel", "absent_classes": "zero", "held_out_loss":
 # What a result does not depend on: the names of statistics that are there themselves, how gradients are had, and how a
 # batch is gone through, which as the number of ranks changes it by no more than rounding: a run goes on where there
 # are fewer or smaller GPUs.
-_NO_RESULT = frozenset({"normalization", "checkpointing", "accumulate"})
+# A trained student counts by its bytes, wherever they lie.
+_NO_RESULT = frozenset({"normalization", "checkpointing", "accumulate", "trained"})
 
 
 def distill_dir(study: Study, out: Path, /) -> StageDir:
@@ -102,12 +104,12 @@ def evaluate_dir(study: Study, out: Path, /) -> StageDir:
     """
     if study.data.eval is None:
         raise PipelineError("eval needs data.eval: images (with labels, to score tasks) and their views")
-    if study.finetune is None and study.distill is None:
+    if study.finetune is None and study.distill is None and not study.scores_file:
         raise PipelineError("eval needs a trained student: give the recipe distill, finetune or both")
     inputs = {
         "scoring": SCORING,
-        "trained": last_stage_dir(study, out).path.name,
-        "views": _views(view_set_spec(study.data.eval, labels=study.finetune is not None)),
+        "trained": student_identity(study.student) if study.scores_file else last_stage_dir(study, out).path.name,
+        "views": _views(view_set_spec(study.data.eval, labels=scores_tasks(study))),
         "eval": _scored_by(study.eval),
     }
     return StageDir.of(out, "eval", inputs=inputs)
@@ -127,6 +129,7 @@ def _scored_by(config: EvalConfig) -> dict[str, object]:
     found = {
         key: value for key, value in plain(config).items() if key not in _SCORED_LATER or value != _SCORED_LATER[key]
     }
+    del found["save"]
     return found | ({"counting": COUNTING} if "boundary" in found else {})
 
 

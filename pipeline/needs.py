@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pipeline.config import DataConfig, Study
 from pipeline.config_teachers import CodecValue
 
-__all__ = ["Need", "needs"]
+__all__ = ["Need", "needs", "scores_tasks"]
 
 
 class Need(NamedTuple):
@@ -18,6 +18,11 @@ class Need(NamedTuple):
     data: DataConfig
     labels: bool
     teachers: Mapping[str, CodecValue]
+
+
+def scores_tasks(study: Study, /) -> bool:
+    """Whether scoring reads labels."""
+    return study.finetune is not None or study.scores_file
 
 
 def needs(study: Study, /) -> tuple[Need, ...]:
@@ -33,5 +38,5 @@ def needs(study: Study, /) -> tuple[Need, ...]:
     if study.data.eval:
         # Teachers over held-out images give the held-out distillation loss and the report's feature pictures.
         stored = {name: scored.codec(name) for name in teachers} if study.scored_targets == "cached" else {}
-        found.append(Need("eval", study.data.eval, study.finetune is not None, stored))
+        found.append(Need("eval", study.data.eval, scores_tasks(study), stored))
     return tuple(found)

@@ -21,6 +21,7 @@ from pipeline.needs import needs
 from pipeline.runtime import autocast, pick_device
 from pipeline.stagedir import StageDir
 from pipeline.students import student_spec
+from pipeline.trained import check_trained
 from pipeline.viewsets import cached_source
 from sak.student.model import build_student
 from sak.teachers.identity import teacher_identity
@@ -147,6 +148,8 @@ def _students(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
         yield f"student.checkpoint: expected a file, found none at {path}; check the path"
     if study.student.paths == "frozen":
         return  # its heads are made for whatever maps there are
+    if study.student.trained is not None:
+        yield from _trial(partial(check_trained, study))
     for size in sorted({*study.trained_sizes}):
         yield from _trial(partial(_build, study, size), key="student:")
 
@@ -161,7 +164,7 @@ def _build(study: Study, size: tuple[int, int]) -> None:
 def _evaluation(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
     if "eval" not in stages:
         return
-    if not study.trained_sizes:
+    if not study.trained_sizes and not study.scores_file:
         yield "eval needs a trained student: give the recipe distill, finetune or both"
     if study.data.eval is None:
         yield "eval needs data.eval: images (with labels, to score tasks) and their views"

@@ -182,7 +182,7 @@ def _row(run: RunStages) -> RunResult:
             seconds[name] = seconds.get(name, 0.0) + _number(stage.record()["seconds"])
         scored = read_json(stages["eval"].path / "metrics.json")
         metrics |= {task: _floats(values) for task, values in scored.items()}
-        trained = (stages.get("finetune") or stages["distill"]).record()
+        trained = (stages.get("finetune") or stages.get("distill") or stages["eval"]).record()
         counts = _floats(trained["parameters"])
         parameters += _kept(counts)
         dataset = str(trained.get("dataset", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -129,5 +130,18 @@ def limit_training(
 
 
 def student_identity(config: StudentConfig, /) -> dict[str, object]:
-    """What a result depends on beyond the configuration itself: the bytes of the stem's weights."""
-    return {"checkpoint_sha256": sha256_file(Path(config.checkpoint)) if config.checkpoint else None}
+    """What a result depends on beyond the configuration itself: the bytes of the weights it starts from."""
+    about: dict[str, object] = {"checkpoint_sha256": _sha256(config.checkpoint) if config.checkpoint else None}
+    return about if config.trained is None else about | {"trained_sha256": _sha256(config.trained)}
+
+
+def _sha256(name: str) -> str:
+    path = Path(name)
+    changed = path.stat() if path.is_file() else None
+    return _sha256_of(path, changed.st_mtime_ns if changed else 0, changed.st_size if changed else 0)
+
+
+@lru_cache(maxsize=8)
+def _sha256_of(path: Path, mtime_ns: int, size: int) -> str:
+    """Read once for many identities; time and size are there to notice another file under the name."""
+    return sha256_file(path)

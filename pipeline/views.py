@@ -22,7 +22,7 @@ from pipeline.errors import DataError
 from pipeline.images.sample import ImageSample
 from pipeline.transforms import Array, Box, Fill
 
-__all__ = ["Kind", "ViewDraw", "ViewSpec", "apply_view", "draw_view"]
+__all__ = ["FULL_SIZE_KINDS", "Kind", "ViewDraw", "ViewSpec", "apply_view", "draw_view"]
 
 Kind = Literal["full", "center", "random_resized_crop", "multitask", "padded"]
 
@@ -30,7 +30,7 @@ _TRIES = 10
 _BRIGHTNESS = 32.0
 _FACTOR = (0.5, 1.5)
 _HUE = 18
-_FULL_SIZE_KINDS = ("multitask", "padded")
+FULL_SIZE_KINDS = ("multitask", "padded")
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "full": {},
     "center": {},
@@ -115,7 +115,7 @@ class ViewSpec:
     @property
     def resampler(self) -> str:
         """Name of the arithmetic that makes pixels; part of the fingerprint."""
-        return "float64-bilinear" if self.kind in _FULL_SIZE_KINDS else "pillow-bilinear-antialias"
+        return "float64-bilinear" if self.kind in FULL_SIZE_KINDS else "pillow-bilinear-antialias"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for fingerprints and ``view_set.json``: what the kind reads, and the resampler.
@@ -285,14 +285,14 @@ def apply_view(draw: ViewDraw, sample: ImageSample) -> ImageSample:
             f"{sample.image.shape[0]}x{sample.image.shape[1]}; extract the view set again"
         )
     maps: dict[str, Array] = {"image": sample.image, **sample.labels}
-    if draw.kind in _FULL_SIZE_KINDS:
+    if draw.kind in FULL_SIZE_KINDS:
         maps = transforms.scale(maps, factor=draw.scale, window=draw.box)
     else:
         maps = _resize(transforms.crop(maps, box=draw.box), size=(draw.height, draw.width))
     maps = transforms.flip(maps) if draw.flip else maps
     if draw.recolour:
         maps["image"] = _recolour(maps["image"], draw=draw)
-    if draw.kind in _FULL_SIZE_KINDS:
+    if draw.kind in FULL_SIZE_KINDS:
         fill: Fill = "mean" if draw.fill == "mean" else "black"
         maps = transforms.pad(maps, size=(draw.height, draw.width), fill=fill)
     maps = transforms.ignore_empty_parts(maps) if draw.ignore_empty_parts else maps

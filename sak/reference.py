@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 from sak.errors import SakError
 from sak.spec import StudentSpec
 from sak.student.model import Student, build_student
 from sak.tasks import dataset_spec
-from sak.weights import load_strict, unwrap_state
+from sak.weights import Fitted, fit_state, load_strict, rename_keys, unwrap_state
 
-__all__ = ["reference_renames", "student_from_reference"]
+__all__ = ["fit_reference", "reference_renames", "reference_state", "student_from_reference"]
 
 
 def student_from_reference(
@@ -60,11 +63,28 @@ def student_from_reference(
     )
     student = build_student(spec)
     state = unwrap_state(state_dict)
-    # Stage 2 wraps the stage-1 network; without tasks it may have been saved either way.
-    inner = "backbone." if tasks or any(name.startswith("backbone.") for name in state) else ""
-    renames = reference_renames(student.levels, inner=inner)
+    renames = reference_renames(student.levels, inner=_inner(state, spec))
     load_strict(student, state, where="published checkpoint", renames=renames)
     return student.eval()
+
+
+def fit_reference(state: Mapping[str, Tensor], spec: StudentSpec, /, *, where: str) -> Fitted:
+    """A published checkpoint by our names, every tensor of it; no network is held in memory for that.
+
+    Raises:
+        CheckpointError: As ``student_from_reference``.
+        SakError: The description itself is impossible.
+    """
+    with torch.device("meta"):
+        student = build_student(spec)
+    renames = reference_renames(student.levels, inner=_inner(state, spec))
+    return fit_state(student.state_dict(), state, where=where, renames=renames)
+
+
+def reference_state(student: Student, /) -> dict[str, Tensor]:
+    """A student's weights by the published names: what ``student_from_reference`` reads."""
+    inner = "backbone." if student.spec.tasks else ""
+    return rename_keys(student.state_dict(), reference_renames(student.levels, inner=inner))
 
 
 def reference_renames(levels: Sequence[int], /, *, inner: str) -> list[tuple[str, str]]:
@@ -91,6 +111,11 @@ def reference_renames(levels: Sequence[int], /, *, inner: str) -> list[tuple[str
             (rf"routers\.(.+)\.{index}\.gate\.(.+)", rf"{gate}.3.\2"),
         ]
     return renames
+
+
+def _inner(state: Mapping[str, Tensor], spec: StudentSpec) -> str:
+    # Stage 2 wraps the stage-1 network; without tasks it may have been saved either way.
+    return "backbone." if spec.tasks or any(name.startswith("backbone.") for name in state) else ""
 
 
 def _channels(tasks: Sequence[str], dataset: str | None) -> dict[str, int]:

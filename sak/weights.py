@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from sak.errors import CheckpointError
 
 __all__ = [
+    "Checkpoint",
+    "Fitted",
     "LoadReport",
     "compare_state",
     "digest_state",
+    "fit_state",
     "load_metadata",
     "load_strict",
     "load_weights",
+    "read_checkpoint",
     "rename_keys",
     "save_weights",
     "sha256_file",
@@ -39,12 +43,22 @@ _SHOWN = 8
 
 
 class LoadReport(NamedTuple):
-    """How a state dict fits a module; ``mismatched`` tells both shapes."""
+    """How a state dict fits a module.
+
+    Attributes:
+        mismatched: Names with both shapes.
+        resized: Of the matched ones, those that had another shape in the file.
+        new: Wanted, absent, and left as the module made them, as the caller allows.
+        left_out: Of the state, not wanted, and not looked at, as the caller allows.
+    """
 
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
+    resized: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -56,6 +70,24 @@ class LoadReport(NamedTuple):
         kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("wrong shape", self.mismatched))
         parts = [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in kinds if names]
         return "; ".join([f"{len(self.matched)} keys match", *parts])
+
+    def story(self) -> str:
+        """One line of what became of a state that fits, by the parts of the network."""
+        kinds = (("resized", self.resized), ("new", self.new), ("left out", self.left_out))
+        parts = [f"{len(names)} {kind} ({_parts(names)})" for kind, names in kinds if names]
+        return ", ".join([f"{len(self.matched)} tensors loaded ({_parts(self.matched)})", *parts])
+
+    def to_json(self) -> dict[str, list[str]]:
+        """Every name under what became of it."""
+        names = {"loaded": self.matched, "resized": self.resized, "new": self.new, "left_out": self.left_out}
+        return {kind: list(found) for kind, found in names.items()}
+
+
+class Fitted(NamedTuple):
+    """A state by the module's own names, and how it was found to fit."""
+
+    state: dict[str, Tensor]
+    report: LoadReport
 
 
 def compare_state(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], /) -> LoadReport:
@@ -93,19 +125,41 @@ def load_strict(
     Raises:
         CheckpointError: a key is missing, unexpected or of another shape; the message lists them, nothing is loaded.
     """
-    own = module.state_dict()
+    fitted = fit_state(module.state_dict(), state, where=where, renames=renames, drop=drop, keep=keep)
+    module.load_state_dict(fitted.state, strict=False)
+    return fitted.report
+
+
+def fit_state(
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    /,
+    *,
+    where: str,
+    renames: Sequence[tuple[str, str]] = (),
+    drop: Sequence[str] = (),
+    keep: Sequence[str] = (),
+) -> Fitted:
+    """What ``load_strict`` would load: the state by the names of ``own``, whose tensors may be without storage.
+
+    Raises:
+        CheckpointError: As ``load_strict``.
+    """
     wanted = rename_keys(own, renames)
     used = {name: tensor for name, tensor in state.items() if name in wanted or not name.startswith(tuple(drop))}
     report = compare_state(wanted, used)
-    report = report._replace(missing=tuple(name for name in report.missing if not name.startswith(tuple(keep))))
+    new = tuple(name for name in report.missing if name.startswith(tuple(keep)))
+    report = report._replace(
+        missing=tuple(name for name in report.missing if name not in new),
+        new=new,
+        left_out=tuple(name for name in state if name not in used),
+    )
     if not report.fits:
         raise CheckpointError(
             f"{where}: expected the weights of this very network, got {report.summary()};"
             " check that the checkpoint and the configured model belong together"
         )
-    loaded = {ours: used[theirs] for ours, theirs in zip(own, wanted, strict=True) if theirs in used}
-    module.load_state_dict(loaded, strict=False)
-    return report
+    return Fitted({ours: used[theirs] for ours, theirs in zip(own, wanted, strict=True) if theirs in used}, report)
 
 
 def rename_keys(state: Mapping[str, Tensor], renames: Sequence[tuple[str, str]], /) -> dict[str, Tensor]:
@@ -152,18 +206,39 @@ def unwrap_state(loaded: Mapping[str, object], /, *, where: str = "checkpoint") 
     return state
 
 
+class Checkpoint(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+        state: The weights, in the file's order where it keeps one.
+        beside: Names of what stands beside them, such as an optimiser's state.
+    """
+
+    state: dict[str, Tensor]
+    beside: tuple[str, ...]
+
+
 def load_weights(path: Path, /) -> dict[str, Tensor]:
     """Read a state dict onto the CPU: ``.safetensors``, or a torch file in weights-only mode (nothing in it runs).
 
     Raises:
         CheckpointError: no such file, an unknown suffix, or bytes that are no such file.
     """
+    return read_checkpoint(path).state
+
+
+def read_checkpoint(path: Path, /) -> Checkpoint:
+    """Read a state dict as ``load_weights``, and what else its file holds.
+
+    Raises:
+        CheckpointError: As ``load_weights``.
+    """
     if not path.is_file():
         raise CheckpointError(f"checkpoint: expected a file, found none at {path}; check the path")
     if path.suffix == _SAFETENSORS:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, ())  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"checkpoint {path}: expected a safetensors file, got {error}; fetch it again"
@@ -171,7 +246,10 @@ def load_weights(path: Path, /) -> dict[str, Tensor]:
     if path.suffix not in _TORCH_SUFFIXES:
         known = ", ".join((_SAFETENSORS, *_TORCH_SUFFIXES))
         raise CheckpointError(f"checkpoint {path}: expected one of {known}, got {path.suffix!r}; convert the file")
-    return unwrap_state(_load_torch(path), where=f"checkpoint {path}")
+    loaded = _load_torch(path)
+    wrapper = next((name for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+    beside = tuple(str(name) for name in loaded if name != wrapper) if wrapper else ()
+    return Checkpoint(unwrap_state(loaded, where=f"checkpoint {path}"), beside)
 
 
 def _load_torch(path: Path) -> Mapping[str, object]:
@@ -279,3 +357,12 @@ def _sync(path: Path) -> None:
 def _shorten(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _parts(names: Sequence[str]) -> str:
+    """The parts of the network that names belong to, with how many of each."""
+    counts: dict[str, int] = {}
+    for name in names:
+        part = name.partition(".")[0]
+        counts[part] = counts.get(part, 0) + 1
+    return ", ".join(f"{part} {count}" for part, count in counts.items()) or "none"

@@ -25,6 +25,7 @@ COMMANDS = [
     ["eval", "boundary"],
     ["report"],
     ["export"],
+    ["import"],
     ["store", "ls"],
     ["store", "info"],
     ["store", "verify"],

@@ -18,10 +18,13 @@ from pipeline.boundary.held_out import HeldOut, rules_of
 from pipeline.config import Study
 from pipeline.config_losses import FeatureLossConfig
 from pipeline.distributed import ALONE, Ranks
-from pipeline.errors import NotDoneError, PipelineError
-from pipeline.identity import distill_dir, evaluate_dir, last_stage_dir
+from pipeline.errors import PipelineError
+from pipeline.identity import distill_dir, evaluate_dir
 from pipeline.loader import load_samples
+from pipeline.needs import scores_tasks
 from pipeline.own_size import OwnSize, Scored
+from pipeline.predictions.save import save_predictions, saving
+from pipeline.predictions.saver import Saver
 from pipeline.runtime import pick_device, seed_everything
 from pipeline.scoring import ScoreSums, all_counted, batches_of
 from pipeline.stagedir import StageDir, write_json
@@ -30,19 +33,18 @@ from pipeline.students import Normalise
 from pipeline.targets import TargetSource, target_source
 from pipeline.tensors import to_tensors
 from pipeline.tracking import CONSOLE, progress_bar
+from pipeline.trained import trained_to_score
 from pipeline.training import loss_weights
 from pipeline.uses import record_uses
 from pipeline.viewsets import complete_views
 from sak.dense.registry import LABELS
 from sak.losses.distill import distill_loss
 from sak.metrics import TaskMetrics
-from sak.spec import StudentSpec
-from sak.student.frozen import FrozenTeachers, build_frozen
-from sak.student.model import Student, StudentOutput, build_student
-from sak.weights import load_strict, load_weights
+from sak.student.frozen import FrozenTeachers
+from sak.student.model import Student, StudentOutput, parameter_counts
 from store.viewset import ViewSet
 
-__all__ = ["decode_predictions", "evaluate", "trained_student"]
+__all__ = ["decode_predictions", "evaluate"]
 
 Array = NDArray[np.generic]
 
@@ -63,30 +65,32 @@ def evaluate(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     assert data is not None
     if ranks.agreed(stage.done()):
         CONSOLE.print(f"{label}: eval is done ({stage.path}), skipped")
+        if ranks.first:
+            save_predictions(study, out, stage, label=label)
         return stage
     device = pick_device(study.device, ranks=ranks)
     seed_everything(study.seed, threads=study.threads)
-    view_set = complete_views(study, data, labels=study.finetune is not None)
-    student, record = trained_student(last_stage_dir(study, out), device=device)
-    if view_set.spec.dataset != record.get("dataset", ""):
-        raise PipelineError(f"eval: trained on {record['dataset']}, but data.eval is {view_set.spec.dataset}")
+    view_set = complete_views(study, data, labels=scores_tasks(study))
+    student, dataset, before = trained_to_score(study, out, device=device)
+    if view_set.spec.dataset != dataset:
+        raise PipelineError(f"eval: trained on {dataset or 'no labels'}, but data.eval is {view_set.spec.dataset}")
     kind = study.scored_targets
     targets = target_source(study.scored, view_set, kind=kind, device=device) if kind else None
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
     standards = Standards({})
     if targets is not None and study.distill is not None:
         standards = read_standards(study.distill, distill_dir(study, out).path, device=device)
-    scorer = _Scorer(student, normalise, view_set, targets, standards, _loss_config(study))
+    scorer = _Scorer(student, normalise, view_set, targets, standards, study.finetune or study.distill)
     with stage.work(device=device, ranks=ranks) as extra:
-        before = last_stage_dir(study, out)
         if ranks.first:
             extra |= record_uses(study, stage, view_set=view_set, targets=targets, after=before)
         rows = view_set.usable_rows().tolist()
         mine = [*batches_of(rows, batch=study.eval.batch, ranks=ranks)]
         own_size = OwnSize(view_set, data) if study.eval.resolution == "image" and student.spec.tasks else None
-        with _boundary(study, view_set, student, ranks) as boundary:
+        maps = saving(study, out, stage, label=label)
+        with _boundary(study, view_set, student, ranks) as boundary, maps as saver:
             sums = ScoreSums(_task_metrics(study, view_set, student))
-            scorer.score(mine, sums, label=f"{label}: eval", boundary=boundary, own_size=own_size)
+            scorer.score(mine, sums, label=f"{label}: eval", boundary=boundary, own_size=own_size, saver=saver)
             table = all_counted(boundary.table(), ranks) if boundary else None
         sums.merged(ranks)
         if not ranks.first:
@@ -102,36 +106,19 @@ def evaluate(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
         gallery = scorer.gallery(rows[: study.eval.gallery])
         np.savez_compressed(stage.path / "gallery.npz", **gallery)  # type: ignore[arg-type]
         extra |= {"images": len(rows), "experts": ["stem", *student.spec.teacher_widths]}
+        extra |= {} if before else _description(student, dataset)
+    save_predictions(study, out, stage, label=label)
     return stage
+
+
+def _description(student: Student | FrozenTeachers, dataset: str) -> dict[str, object]:
+    """What a training stage would have on record."""
+    return {"dataset": dataset, "parameters": parameter_counts(student), "spec": student.spec.to_dict()}
 
 
 def _task_metrics(study: Study, view_set: ViewSet, student: Student | FrozenTeachers) -> TaskMetrics | None:
     tasks, absent = tuple(student.spec.tasks), study.eval.absent_classes
     return TaskMetrics(view_set.spec.dataset, tasks, absent=absent) if tasks else None
-
-
-def trained_student(stage: StageDir, /, *, device: torch.device) -> tuple[Student | FrozenTeachers, dict[str, object]]:
-    """The network of a finished stage, in eval mode, and the stage's record.
-
-    Raises:
-        NotDoneError: The stage is not done.
-        CheckpointError: Its weights do not fit its own description.
-    """
-    if not stage.done():
-        raise NotDoneError(f"{stage.path}: this stage is not done")
-    record = stage.record()
-    assert isinstance(record["spec"], dict)
-    spec = StudentSpec.from_dict(record["spec"])
-    student = build_frozen(spec) if spec.paths == "frozen" else build_student(spec)
-    path = stage.path / "student.safetensors"
-    load_strict(student, load_weights(path), where=str(path))
-    return student.to(device).eval(), record
-
-
-def _loss_config(study: Study) -> FeatureLossConfig:
-    config = study.finetune or study.distill
-    assert config is not None
-    return config
 
 
 def decode_predictions(logits: Mapping[str, Tensor], /) -> dict[str, Array]:
@@ -187,7 +174,7 @@ class _Scorer(NamedTuple):
     view_set: ViewSet
     targets: TargetSource | None
     standards: Standards
-    loss: FeatureLossConfig
+    loss: FeatureLossConfig | None
 
     @property
     def device(self) -> torch.device:
@@ -203,6 +190,7 @@ class _Scorer(NamedTuple):
         label: str,
         boundary: HeldOut | None,
         own_size: OwnSize | None,
+        saver: Saver | None,
     ) -> None:
         """Count batches of rows: metrics, the teachers' loss, what routers mixed with, and boundaries."""
         tasks = tuple(self.student.spec.tasks)
@@ -212,6 +200,8 @@ class _Scorer(NamedTuple):
                 pixels, labels = to_tensors(load_samples(self.view_set, chunk, tasks=() if own_size else tasks))
                 output, loss = self._forward(chunk, pixels.to(self.device))
                 sums.count(len(chunk), loss=loss, gates=output.gates)
+                if saver:
+                    saver.add(chunk, output.tasks)
                 parts = own_size.scored(chunk, output.tasks) if own_size else [Scored(chunk, output.tasks, labels)]
                 for rows, logits, truth in parts:
                     if sums.metrics:
@@ -245,7 +235,7 @@ class _Scorer(NamedTuple):
             assert self.targets is not None
             return self.student(self._wanted(self.targets, rows, pixels)), 0.0
         output = self.student(self.normalise(pixels), with_aligned=self.targets is not None)
-        if self.targets is None:
+        if self.targets is None or self.loss is None:
             return output, 0.0
         wanted = self._wanted(self.targets, rows, pixels)
         loss, weights = self.loss, loss_weights(self.loss)

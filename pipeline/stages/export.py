@@ -9,6 +9,8 @@ import torch
 from pipeline.config import Study
 from pipeline.errors import NotDoneError, PipelineError
 from pipeline.identity import last_stage_dir
+from sak.spec import StudentSpec
+from sak.student.file import Origin, save_student
 from sak.weights import load_weights, save_weights
 
 __all__ = ["DTYPES", "export"]
@@ -28,6 +30,8 @@ def export(study: Study, out: Path, path: Path, /, *, what: str, dtype: str) -> 
     """
     if dtype not in DTYPES:
         raise PipelineError(f"export: dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if study.scores_file:
+        raise PipelineError(f"export: this run trains nothing; {study.student.trained} is its student")
     if study.finetune is None and study.distill is None:
         raise PipelineError("export needs a trained student: give the recipe distill, finetune or both")
     stage = last_stage_dir(study, out)
@@ -46,9 +50,14 @@ def export(study: Study, out: Path, path: Path, /, *, what: str, dtype: str) -> 
     elif what != "student":
         raise PipelineError(f"export: {what!r}; expected student or stem")
     cast = {name: t.to(DTYPES[dtype]).contiguous() if t.is_floating_point() else t for name, t in state.items()}
-    spec = stage.record()["spec"]
-    assert isinstance(spec, dict)
-    save_weights(
-        path, cast, metadata={"stem": str(spec["stem"]), "overrides": str(spec["stem_overrides"]), "what": what}
-    )
+    record = stage.record()
+    assert isinstance(record["spec"], dict)
+    spec = StudentSpec.from_dict(record["spec"])
+    if what == "student":
+        made_by, student = f"sak export {stage.path.name}", study.student
+        origin = Origin(str(record.get("dataset", "")), student.mean, student.std, made_by)
+        save_student(path, cast, spec=spec, origin=origin)
+    else:
+        about = {"stem": spec.stem, "overrides": str(dict(spec.stem_overrides)), "what": what}
+        save_weights(path, cast, metadata=about)
     return path.stat().st_size

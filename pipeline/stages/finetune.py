@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.config import FinetuneConfig, Study
 from pipeline.config_tasks import PARTS, Part
 from pipeline.distributed import ALONE, Ranks
-from pipeline.errors import NotDoneError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.feature_losses import adapter_scales, gate_weights
 from pipeline.identity import distill_dir, finetune_dir
 from pipeline.live_views import LiveViews, labelled_views
@@ -23,6 +23,7 @@ from pipeline.runtime import pick_device, seed_everything
 from pipeline.split import Split
 from pipeline.stagedir import StageDir
 from pipeline.standards import Standards, read_standards
+from pipeline.starting import Start, load_start, write_start
 from pipeline.students import Normalise, limit_training, make_frozen, make_student, student_spec
 from pipeline.targets import OnlineTargets, TargetSource, target_source, teacher_specs
 from pipeline.tracking import CONSOLE
@@ -36,9 +37,9 @@ from sak.losses.weighting import TaskBalance, make_balance
 from sak.spec import StudentSpec
 from sak.student.frozen import FrozenTeachers
 from sak.student.lora import merge_lora
-from sak.student.model import Student, StudentOutput, last_shared, load_stage1, parameter_counts
+from sak.student.model import Student, StudentOutput, last_shared, parameter_counts
 from sak.tasks import dataset_spec
-from sak.weights import load_weights, save_weights
+from sak.weights import save_weights
 from store.viewset import ViewSet
 
 __all__ = ["finetune", "tasks_of"]
@@ -77,7 +78,7 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     view_set = labelled_views(study, steps=steps)
     tasks = tasks_of(study, view_set)
     targets = _targets(study, view_set, device=device)
-    student, spec = _student(study, out, view_set, tasks, targets)
+    student, spec, start = _student(study, out, view_set, tasks, targets)
     student = student.to(device)
     loader = Loader(view_set, batch=config.batch, seed=study.seed + 1, tasks=tasks, targets=targets, device=device)
     before = distill_dir(study, out) if study.distill else None
@@ -100,6 +101,7 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
         if ranks.first:
             stored = view_set if isinstance(view_set, ViewSet) else None
             record |= record_uses(study, stage, view_set=stored, targets=targets, after=before)
+            write_start(stage.path, start)
         plan = _plan(study, config, student, split=split, steps=steps)
         plan = replace(plan, inputs=stage.inputs, balance=balance.state if balance else {})
         # As late as can be: building live teachers draws random numbers, and cached targets must see the same ones.
@@ -109,8 +111,7 @@ def finetune(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
         if ranks.first:
             save_weights(stage.path / "student.safetensors", student.state_dict(), metadata={"stage": "finetune"})
         record |= {"spec": spec.to_dict(), "steps": steps, "images": steps * config.batch}
-        record |= {"parameters": parameter_counts(student)}
-        record |= {"tasks": list(tasks), "dataset": view_set.spec.dataset}
+        record |= {"parameters": parameter_counts(student), "tasks": list(tasks), "dataset": view_set.spec.dataset}
     return stage
 
 
@@ -163,52 +164,33 @@ def tasks_of(study: Study, view_set: ViewSet | LiveViews, /) -> tuple[str, ...]:
     return tuple(task for task in view_set.spec.tasks if not asked or task in asked)
 
 
+class _Made(NamedTuple):
+    student: Student | FrozenTeachers
+    spec: StudentSpec
+    start: Start | None
+
+
 def _student(
     study: Study, out: Path, view_set: ViewSet | LiveViews, tasks: tuple[str, ...], targets: TargetSource | None
-) -> tuple[Student | FrozenTeachers, StudentSpec]:
-    """The stage-2 network, started from stage 1 when the study has one, with what it shall not train frozen.
+) -> _Made:
+    """The stage-2 network, started from stage 1 or a student's file where the study has one; frozen as it says.
 
     Without a teacher loss in stage 2 nothing aligns to teachers any more: adapter paths stay, aligners go, and a plain
     student keeps its stem alone.
     """
     widths: Mapping[str, tuple[int, ...]] = targets.widths if targets else {}
-    drop: tuple[str, ...] = ()
     if targets is None:
-        plain_student = study.student.paths == "none"
-        widths = {} if plain_student else dict.fromkeys(study.student_teachers, ())
-        drop = ("norms.", "aligners.") if plain_student else ("aligners.",)
+        widths = {} if study.student.paths == "none" else dict.fromkeys(study.student_teachers, ())
     channels = {task: dataset_spec(view_set.spec.dataset).tasks[task].channels for task in tasks}
     size = view_size(view_set.spec)
     spec = student_spec(study.student, image_size=size, widths=widths, tasks=channels)
     if spec.paths == "frozen":
-        return make_frozen(spec, seed=study.seed), spec
+        return _Made(make_frozen(spec, seed=study.seed), spec, None)
     student = make_student(study.student, spec, seed=study.seed, load_stem=study.distill is None)
-    if study.distill:
-        stage1 = distill_dir(study, out)
-        if not stage1.done():
-            raise NotDoneError(f"finetune starts from stage 1, which is not done ({stage1.path})")
-        path = stage1.path / "student.safetensors"
-        before = StudentSpec.from_dict(_mapping(stage1.record()["spec"]))
-        grid = _grid(before, student)
-        load_stage1(student, load_weights(path), where=str(path), source_grid=grid, drop=drop)
-    limit_training(
-        student, study.student, stage=2, seed=study.seed, lora=study.finetune.lora if study.finetune else None
-    )
-    return student, spec
-
-
-def _grid(before: StudentSpec, student: Student) -> tuple[int, int] | None:
-    """Token grid of stage 1 when its image size differs; same patch size, so it scales with the image."""
-    if before.image_size == student.spec.image_size:
-        return None
-    rows, columns = student.grid
-    height, width = student.spec.image_size
-    return before.image_size[0] * rows // height, before.image_size[1] * columns // width
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    assert isinstance(value, dict)
-    return value
+    start = load_start(student, study, out, aligned=targets is not None)
+    lora = study.finetune.lora if study.finetune else None
+    limit_training(student, study.student, stage=2, seed=study.seed, lora=lora)
+    return _Made(student, spec, start)
 
 
 class _Losses(NamedTuple):

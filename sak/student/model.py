@@ -26,6 +26,7 @@ from sak.weights import LoadReport, load_strict
 __all__ = ["Student", "StudentOutput", "build_student", "last_shared", "load_stage1", "parameter_counts"]
 
 LEVELS = 4
+_OF_TASKS = ("routers.", "heads.")
 
 
 class StudentOutput(NamedTuple):
@@ -190,7 +191,7 @@ def load_stage1(
     source_grid: tuple[int, int] | None = None,
     drop: tuple[str, ...] = (),
 ) -> LoadReport:
-    """Load a distilled student into one with tasks: everything but routers and heads must match.
+    """Load a distilled student into one with tasks: everything must match, but for routers and heads that it lacks.
 
     Args:
         state: State dict of a ``Student`` of the same stem, levels and teachers.
@@ -204,12 +205,17 @@ def load_stage1(
     """
     adapted = dict(state)
     key = "stem.pos_embed"
-    own = student.state_dict().get(key)
-    if own is not None and key in adapted and (source_grid or adapted[key].shape != own.shape):
-        adapted[key] = resize_pos_embed(
-            adapted[key], student.grid, prefix=own.shape[1] - student.grid[0] * student.grid[1], source=source_grid
-        )
-    return load_strict(student, adapted, where=where, drop=drop, keep=("routers.", "heads."))
+    resized: tuple[str, ...] = ()
+    own = student.state_dict()
+    if key in own and key in adapted and (source_grid or adapted[key].shape != own[key].shape):
+        prefix = own[key].shape[1] - student.grid[0] * student.grid[1]
+        adapted[key] = resize_pos_embed(adapted[key], student.grid, prefix=prefix, source=source_grid)
+        resized = () if torch.equal(adapted[key], state[key]) else (key,)
+    # A router or head is either there, whole, or new: half of one is a damaged file.
+    ours = {".".join(name.split(".")[:2]) + "." for name in own if name.startswith(_OF_TASKS)}
+    new = tuple(part for part in sorted(ours) if not any(name.startswith(part) for name in adapted))
+    report = load_strict(student, adapted, where=where, drop=drop, keep=new)
+    return report._replace(resized=resized)
 
 
 def last_shared(student: Student, /) -> list[nn.Parameter]:

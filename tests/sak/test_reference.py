@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sak.errors import CheckpointError, SakError, UnknownNameError
-from sak.reference import student_from_reference
+from sak.reference import fit_reference, reference_state, student_from_reference
 from sak.student.model import Student, StudentOutput
 from tests.golden_fill import fill_state, golden_images
 
@@ -152,3 +152,15 @@ def test_tasks_need_a_data_set_that_has_them() -> None:
 def test_values_that_are_no_tensors_are_named() -> None:
     with pytest.raises(CheckpointError, match=r"epoch \(int\)"):
         build("s1_small", {"epoch": 3})
+
+
+def test_a_published_checkpoint_comes_back_under_its_own_names() -> None:
+    case = "s2_nyud_noiseless"
+    state = fill_state(KEYS[case])
+    student = build(case, dict(state))
+    back = reference_state(student)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+    fitted = fit_reference(state, student.spec, where="here").state
+    assert fitted.keys() == student.state_dict().keys()
+    assert all(torch.equal(fitted[name], tensor) for name, tensor in student.state_dict().items())

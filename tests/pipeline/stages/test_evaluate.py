@@ -17,11 +17,12 @@ from pipeline.runs import substudies
 from pipeline.stagedir import read_json
 from pipeline.stages import evaluate as module
 from pipeline.stages.distill import distill
-from pipeline.stages.evaluate import decode_predictions, evaluate, trained_student
+from pipeline.stages.evaluate import decode_predictions, evaluate
 from pipeline.stages.finetune import finetune
 from pipeline.stages.report import report
 from pipeline.students import Normalise
 from pipeline.tensors import to_tensors
+from pipeline.trained import trained_student
 from sak.boundary import image_counts
 from sak.metrics import TaskMetrics
 from store.store import Store
@@ -258,7 +259,7 @@ def test_an_unscored_metric_is_null(finished: Finished, tmp_path: Path, monkeypa
 def test_a_finished_stage_does_nothing(
     finished: Finished, no_teacher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "build_student", no_teacher)
+    monkeypatch.setattr(module, "trained_to_score", no_teacher)
     before = tree_digests(finished.recipe.out)
     for plan in finished.recipe.runs[:2]:
         evaluate(plan.study, finished.recipe.out, label="test")

@@ -9,8 +9,8 @@ import torch
 
 from pipeline.errors import NotDoneError, PipelineError
 from pipeline.identity import finetune_dir
-from pipeline.stages.evaluate import trained_student
 from pipeline.stages.export import DTYPES, export
+from pipeline.trained import trained_student
 from sak.weights import load_metadata, load_strict, load_weights
 from tests.conftest import Finished
 from tests.tiny_recipe import NETWORK, STEM

@@ -20,12 +20,12 @@ from pipeline.results import results_table
 from pipeline.runs import substudies
 from pipeline.stagedir import read_json
 from pipeline.stages import finetune as module
-from pipeline.stages.evaluate import trained_student
 from pipeline.stages.export import export
 from pipeline.stages.report import report
 from pipeline.targets import target_source
 from pipeline.tensors import to_tensors
 from pipeline.tracking import read_metrics
+from pipeline.trained import trained_student
 from pipeline.viewsets import complete_views
 from sak.metrics import TaskMetrics
 from sak.weights import load_weights

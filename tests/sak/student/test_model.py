@@ -173,6 +173,8 @@ def test_stage_1_weights_fill_everything_but_routers_and_heads() -> None:
     stage1, stage2 = build_student(STAGE1), build_student(STAGE2)
     report = load_stage1(stage2, stage1.state_dict())
     assert set(report.matched) == set(stage1.state_dict())
+    assert set(report.new) == set(stage2.state_dict()) - set(stage1.state_dict())
+    assert report.resized == report.left_out == ()
     for name, tensor in stage1.state_dict().items():
         assert torch.equal(stage2.state_dict()[name], tensor), name
 
@@ -180,7 +182,10 @@ def test_stage_1_weights_fill_everything_but_routers_and_heads() -> None:
 def test_stage_1_position_embedding_follows_the_image_size() -> None:
     square = build_student(replace(STAGE1, image_size=(24, 24)))
     stage2 = build_student(STAGE2)
-    load_stage1(stage2, square.state_dict())
+    report = load_stage1(stage2, square.state_dict())
+    assert report.resized == ("stem.pos_embed",)
+    assert report.story().startswith(f"{len(square.state_dict())} tensors loaded (stem ")
+    assert ", 1 resized (stem 1), " in report.story()
     assert torch.isfinite(stage2(images()).tasks["edge"]).all()
     wide = build_student(replace(STAGE1, image_size=(32, 24)))
     with pytest.raises(SakError, match="source grid"):
@@ -201,7 +206,23 @@ def test_a_plain_student_may_drop_its_aligners() -> None:
     student = build_student(SINGLE_TASK)
     with pytest.raises(CheckpointError, match=r"norms\.sam"):
         load_stage1(student, distilled.state_dict())
-    load_stage1(student, distilled.state_dict(), drop=("norms.", "aligners."))
+    report = load_stage1(student, distilled.state_dict(), drop=("norms.", "aligners."))
+    dropped = [name for name in distilled.state_dict() if name.startswith(("norms.", "aligners."))]
+    assert report.to_json()["left_out"] == dropped != []
+
+
+def test_a_trained_student_goes_on_with_its_heads_but_not_with_half_of_one() -> None:
+    state = build_student(STAGE2).state_dict()
+    student = build_student(STAGE2)
+    assert load_stage1(student, state).new == ()
+    assert torch.equal(student.state_dict()["heads.edge.classify.bias"], state["heads.edge.classify.bias"])
+    without = {name: tensor for name, tensor in state.items() if not name.startswith("heads.edge.")}
+    assert {name.rpartition(".")[0] for name in load_stage1(student, without).new} >= {"heads.edge.classify"}
+    del state["heads.edge.classify.bias"]
+    with pytest.raises(CheckpointError, match=r"1 missing: heads\.edge\.classify\.bias"):
+        load_stage1(student, state)
+    with pytest.raises(CheckpointError, match=r"unexpected: routers\.edge"):
+        load_stage1(build_student(replace(STAGE2, tasks={"semseg": 12, "normals": 3})), without | state)
 
 
 @pytest.mark.parametrize("spec", EVERY_KIND.values(), ids=EVERY_KIND)
