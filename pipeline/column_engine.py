@@ -124,10 +124,10 @@ def fill_columns(
         TeacherError: A network takes no input of this size.
         StoreError: A codec cannot represent what its teacher gives, or the store cannot be read or written.
     """
-    if not outputs:
+    parts = sorted(frozenset[int]().union(*(output.missing for output in outputs)))
+    if not parts:
         return
     device = outputs[0].source.device
-    parts = sorted(frozenset[int]().union(*(output.missing for output in outputs)))
     height, width = view_size(view_set.spec)
     lane = lane or Lane()
     overlap = lane.overlap or overlap_of(device, batch_bytes=batch * 3 * height * width)
@@ -148,6 +148,7 @@ def fill_columns(
             for output in outputs:
                 if part in output.missing:
                     _fill(output, part, shown, behind, side, _Told(advance, finished))
+        del shown  # while the last parts are written, others may need its room
 
 
 class _Told(NamedTuple):

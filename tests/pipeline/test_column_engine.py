@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from pipeline.config import DataConfig, SourceConfig
 from pipeline.features import load_pixels
 from pipeline.fidelity import Fidelity
 from pipeline.maps import LiveMaps
+from pipeline.part_pixels import PartPixels
 from pipeline.views import ViewSpec
 from pipeline.viewsets import make_part, view_set_spec
 from sak.teachers.model import load_teacher
@@ -323,11 +325,19 @@ class _Noting:
 
 @pytest.mark.parametrize("overlap", [Overlap(1, behind=1), Overlap(1, ahead=2, behind=2)])
 def test_a_call_makes_way_where_the_next_has_something_to_do_beside_it(place: Place, overlap: Overlap) -> None:
+    def pixels() -> int:
+        return sum(type(thing) is PartPixels for thing in gc.get_objects())
+
     steps: list[str] = []
+    before = pixels()
+
+    def leave() -> None:
+        steps.append("left with pixels" if pixels() > before else "left")
+
     place.teachers["first"] = _Noting(place.teachers["first"], steps)
-    place.fill_part("first", 0, Lane(leave=lambda: steps.append("left"), overlap=overlap))
+    place.fill_part("first", 0, Lane(leave=leave, overlap=overlap))
     batches = ["begin", "end"] * 2
-    assert steps == (["left", *batches] if overlap.ahead else [*batches, "left"])
+    assert steps == (["left with pixels", *batches] if overlap.ahead else [*batches, "left"])
 
 
 def test_teachers_of_one_lane_run_one_call_at_a_time(place: Place) -> None:
