@@ -20,7 +20,8 @@ from pipeline.maps import LiveMaps
 from pipeline.stages.extract import extract
 from store.column import Column
 from store.viewset import ViewSet
-from tests.pipeline.cluster.conftest import SMALL, client_of, local_cluster, over, stored, study_of
+from tests.pipeline.cluster.conftest import SMALL, client_of, local_cluster, over, study_of
+from tests.tiny_recipe import stored_bytes
 
 PARTS, PART_ROWS = 11, 2
 IN_TURN = 30.0  # seconds to wait for what never comes where parts are made one after the other
@@ -94,7 +95,7 @@ def test_parts_are_read_made_and_written_side_by_side(
         extract([study_of(tmp_path, [*SMALL, *over(made_cluster.scheduler_address)])])
     assert seen.parts["written"] == set(range(PARTS))
     assert seen.alone == []
-    assert stored(tmp_path) == expected_small
+    assert stored_bytes(tmp_path / "store") == expected_small
 
 
 def _dying_columns(place: Any, *arguments: Any) -> object:
@@ -135,7 +136,7 @@ def test_a_worker_that_dies_between_two_parts_costs_nothing_but_time(
         client.wait_for_workers(2, timeout=60)
     extract([study_of(tmp_path, [*SMALL, *over(address)])], log=ExtractionLog(events_path(tmp_path)))
     assert (tmp_path / "died").exists()
-    assert stored(tmp_path) == expected_small
+    assert stored_bytes(tmp_path / "store") == expected_small
     events = read_events(events_path(tmp_path))
     told = Counter((e.fields["teacher"], e.fields["part"]) for e in events if e.name == "part_finished")
     assert told == Counter((teacher, part) for teacher in ("first", None) for part in range(PARTS))
