@@ -11,7 +11,7 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-__all__ = ["Behind", "ahead"]
+__all__ = ["Behind", "Room", "ahead"]
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.1
@@ -64,6 +64,34 @@ def ahead(items: Iterable[T], /, *, count: int) -> Generator[T, None, None]:
         thread.join()
 
 
+class Room:
+    """What the tasks of several ``Behind`` share.
+
+    Args:
+        times: How many times the tasks of one may be done at once; the memory they keep is that of one all the same.
+    """
+
+    def __init__(self, *, times: int = 1) -> None:
+        self._times, self._change = times, threading.Condition()
+        self._count = self._bytes = 0
+
+    def enter(self, size: int, /, *, count: int, most_bytes: int) -> None:
+        """Wait until a task of so many bytes may begin beside those that are being done."""
+
+        def fits() -> bool:
+            return self._count < count * self._times and (not self._count or self._bytes + size <= most_bytes)
+
+        with self._change:
+            self._change.wait_for(fits)
+            self._count, self._bytes = self._count + 1, self._bytes + size
+
+    def leave(self, size: int, /) -> None:
+        """It is done."""
+        with self._change:
+            self._count, self._bytes = self._count - 1, self._bytes - size
+            self._change.notify_all()
+
+
 class _Task(NamedTuple):
     future: Future[object]
     size: int
@@ -80,11 +108,12 @@ class Behind:
     Args:
         count: How many are done at once; 0: each when it is handed over, in the calling thread.
         most_bytes: Most that the tasks in hand may keep in memory; one alone may keep more.
+        room: Shared with others, whose tasks count as well.
     """
 
-    def __init__(self, count: int, *, most_bytes: int) -> None:
+    def __init__(self, count: int, *, most_bytes: int, room: Room | None = None) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="sak-behind") if count else None
-        self._count, self._most_bytes = count, most_bytes
+        self._count, self._most_bytes, self._room = count, most_bytes, room or Room()
         self._tasks: deque[_Task] = deque()
 
     def __enter__(self) -> Self:
@@ -110,8 +139,10 @@ class Behind:
             then(call())
             return
         self._settle(lambda: len(self._tasks) < self._count and self._fits(size))
-        task = _Task(self._pool.submit(copy_context().run, call), size, then)
-        self._tasks.append(task)
+        self._room.enter(size, count=self._count, most_bytes=self._most_bytes)
+        future: Future[object] = self._pool.submit(copy_context().run, call)
+        future.add_done_callback(lambda _: self._room.leave(size))
+        self._tasks.append(_Task(future, size, then))
         if size > self._most_bytes:
             self._settle(lambda: False)
 

@@ -11,14 +11,15 @@ What is stored depends on none of this: batches are the same ones, and a part is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from pipeline.ahead import Behind
+from pipeline.ahead import Behind, Room
 from pipeline.columns import EncodedPart, SideStream, encode_part
 from pipeline.maps import MapSource
 from pipeline.memory import available_bytes
@@ -29,7 +30,7 @@ from store.commits import PartCommit
 from store.viewset import ViewSet
 from store.workers import processors
 
-__all__ = ["Output", "Overlap", "behind_bytes", "fill_columns", "overlap_of"]
+__all__ = ["Lane", "Output", "Overlap", "behind_bytes", "fill_columns", "overlap_of"]
 
 _AHEAD_BYTES = 256 << 20
 _MOST_AHEAD = 16
@@ -60,6 +61,33 @@ class Overlap(NamedTuple):
     pinned: bool = False
 
 
+class Lane:
+    """What calls of ``fill_columns`` for one device share: one's teachers run, others read ahead or have parts written.
+
+    Args:
+        makers: How many calls may have their teachers run at once.
+        leave: Called in a call's own thread when the next may begin beside it: as soon as its teachers run, where the
+            next reads ahead meanwhile; else when they have run.
+        overlap: In place of what pays beside the device.
+    """
+
+    def __init__(
+        self, *, makers: int = 1, leave: Callable[[], object] = lambda: None, overlap: Overlap | None = None
+    ) -> None:
+        self.overlap, self.room = overlap, Room(times=makers)
+        self._making, self._leave = threading.Semaphore(makers), leave
+
+    @contextmanager
+    def making(self, *, reads_ahead: bool) -> Iterator[None]:
+        """A call's turn to run its teachers."""
+        with self._making:
+            if reads_ahead:
+                self._leave()
+            yield
+        if not reads_ahead:
+            self._leave()
+
+
 def overlap_of(device: torch.device, /, *, batch_bytes: int) -> Overlap:
     """What is done beside a device; why, and what of it is measured, says docs/extraction.md."""
     if device.type == "cpu":
@@ -82,7 +110,7 @@ def fill_columns(
     batch: int,
     advance: Callable[[str, int], object],
     finished: Callable[[str, int, PartCommit], object],
-    overlap: Overlap | None = None,
+    lane: Lane | None = None,
 ) -> None:
     """Make the missing parts of columns over one view set, all of one device, and commit each on its own.
 
@@ -90,18 +118,19 @@ def fill_columns(
         batch: Rows that a teacher sees at once.
         advance: Told the name of a teacher and the rows of each batch it is done with; in the calling thread.
         finished: Told the name of a teacher, the part and its record, once it is committed; in the calling thread.
-        overlap: In place of what pays beside the device.
+        lane: Of all calls for this device, where there may be several at once.
 
     Raises:
         TeacherError: A network takes no input of this size.
         StoreError: A codec cannot represent what its teacher gives, or the store cannot be read or written.
     """
-    if not outputs:
+    parts = sorted(frozenset[int]().union(*(output.missing for output in outputs)))
+    if not parts:
         return
     device = outputs[0].source.device
-    parts = sorted(frozenset[int]().union(*(output.missing for output in outputs)))
     height, width = view_size(view_set.spec)
-    overlap = overlap or overlap_of(device, batch_bytes=batch * 3 * height * width)
+    lane = lane or Lane()
+    overlap = lane.overlap or overlap_of(device, batch_bytes=batch * 3 * height * width)
     reading = Reading(batch, threads=overlap.threads, ahead=overlap.ahead, pinned=overlap.pinned)
 
     def reads_pixels(part: int) -> bool:
@@ -109,13 +138,17 @@ def fill_columns(
 
     side = SideStream(device)
     with (
-        Behind(overlap.behind, most_bytes=behind_bytes()) as behind,
+        Behind(overlap.behind, most_bytes=behind_bytes(), room=lane.room) as behind,
         closing(parts_pixels(view_set, parts, reading=reading, wanted=reads_pixels)) as stream,
+        ExitStack() as turn,
     ):
         for part, shown in zip(parts, stream, strict=True):
+            if part == parts[0]:  # whose pixels are being read by now
+                turn.enter_context(lane.making(reads_ahead=overlap.ahead > 0))
             for output in outputs:
                 if part in output.missing:
                     _fill(output, part, shown, behind, side, _Told(advance, finished))
+        del shown  # while the last parts are written, others may need its room
 
 
 class _Told(NamedTuple):

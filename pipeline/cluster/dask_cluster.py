@@ -32,6 +32,16 @@ _PATIENCE_SECONDS = 300.0
 _WINDOW, _PER_WORKER = 16, 4
 _ASK_SECONDS = 1.0
 _SILENT_SECONDS = 30
+# What Dask notes down to be debugged by, up to so many of each kind: the last messages of every connection, among them
+# each task that was sent, and the calls that workers were seen in, a tree a second. It shows on no page but Profile.
+_BRIEF = {
+    "distributed.admin.low-level-log-length": 100,
+    "distributed.admin.system-monitor.log-length": 600,
+    "distributed.worker.profile.enabled": False,
+}
+# Of a GPU: a task keeps its share to its end, though its worker begins another before: one reads, one has its teachers
+# run, two are written. No sum of such shares is rounded.
+_BESIDE_SHARE = 0.25
 
 
 class DaskCluster:
@@ -171,6 +181,7 @@ class DaskCluster:
         if threads is None and self._scheduler is None:
             threads = max(1, processors() // self._workers)
         home = None if job.home is None else [job.home]
+        gpu = {"GPU": _BESIDE_SHARE if job.beside else 1}
         with reached():
             return self.client.submit(
                 attempt,
@@ -179,7 +190,7 @@ class DaskCluster:
                 *arguments,
                 key=key,
                 pure=False,
-                resources={"GPU": 1} if job.teacher and self._gpu else None,
+                resources=gpu if job.teacher and self._gpu else None,
                 workers=list(workers) or home,
                 allow_other_workers=bool(workers) or home is not None,
             )
@@ -196,12 +207,12 @@ class DaskCluster:
             warnings.catch_warnings(),
             interrupts_held(),
             # A worker of this machine that hangs is killed and started anew; one that computes tells that it lives.
-            dask.config.set({"distributed.scheduler.worker-ttl": f"{_SILENT_SECONDS} s"}),
+            dask.config.set({**_BRIEF, "distributed.scheduler.worker-ttl": f"{_SILENT_SECONDS} s"}),
         ):
             warnings.filterwarnings("ignore", message="Port .* is already in use")
             cluster = LocalWorkers(self._workers, gpus=self._gpus, dashboard=dashboard)
-        self._stack.callback(cluster.close)
-        return self._stack.enter_context(Client(cluster, set_as_default=False))
+            self._stack.callback(cluster.close)
+            return self._stack.enter_context(Client(cluster, set_as_default=False))
 
     def _remote(self, scheduler: str) -> Client:
         try:
@@ -217,10 +228,12 @@ class DaskCluster:
         return client
 
     def _connect(self, scheduler: str) -> Client:
+        import dask
         from distributed import Client
 
         where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
-        return self._stack.enter_context(Client(timeout=_CONNECT_SECONDS, set_as_default=False, **where))
+        with dask.config.set(_BRIEF):
+            return self._stack.enter_context(Client(timeout=_CONNECT_SECONDS, set_as_default=False, **where))
 
     def _window(self) -> int:
         """How many chains may be in flight."""

@@ -118,7 +118,8 @@ class _Extraction:
         if views:
             chain.append(self._view_job(part))
         if targets:
-            chain.append(Job(f"columns of {name}", make_columns, (self._place, targets, part), teacher=True))
+            arguments = (self._place, targets, part)
+            chain.append(Job(f"columns of {name}", make_columns, arguments, teacher=True, beside=True))
         return chain
 
     def _view_job(self, part: int) -> Job:

@@ -45,6 +45,7 @@ class Job(NamedTuple):
         teacher: Whether it runs one.
         shared: A larger argument, the last, that many jobs have in common; sent to every worker once.
         home: Worker that had better do it.
+        beside: Whether it lets its worker begin another before it ends.
     """
 
     label: str
@@ -53,6 +54,7 @@ class Job(NamedTuple):
     teacher: bool
     shared: object = None
     home: str | None = None
+    beside: bool = False
 
 
 class Done(NamedTuple):

@@ -11,14 +11,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.calibration import Replay, share_sums, shares
 from pipeline.cluster.attempt import anywhere
-from pipeline.column_engine import Output, fill_columns
+from pipeline.column_engine import Lane, Output, fill_columns
 from pipeline.maps import LiveMaps, MapSource, StoredMaps
 from pipeline.memory import share_memory
 from pipeline.part_report import PartReport, PartReports
@@ -98,6 +99,9 @@ def map_levels(place: Place, target: Target, /) -> tuple[LevelSpec, ...]:
 def make_columns(place: Place, targets: Sequence[Target], part: int, /) -> list[PartReport]:
     """Make a part of several columns from one decode of its pixels; those that have it already are left alone.
 
+    The worker begins another task while this one's teachers run or its parts are written (``Lane``), so that one part
+    is read, the next made and the ones before written side by side, each by its own task.
+
     Raises:
         TeacherError: As ``map_levels``.
         StoreError: The store is damaged or cannot be written.
@@ -114,7 +118,8 @@ def make_columns(place: Place, targets: Sequence[Target], part: int, /) -> list[
             todo.append(Output(source, column, frozenset([part])))
         else:
             reports.finished(target.spec.name, part, standing)
-    fill_columns(view_set, todo, batch=place.batch, advance=reports.advance, finished=reports.finished)
+    lane = _lanes.of_this_worker()
+    fill_columns(view_set, todo, batch=place.batch, advance=reports.advance, finished=reports.finished, lane=lane)
     return reports.made
 
 
@@ -166,7 +171,27 @@ class _Teachers:
             return self._held[key]
 
 
-_samples, _teachers = _Samples(), _Teachers()
+class _Lanes:
+    """A lane for each worker; there is one in a process, but in tests."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: WeakKeyDictionary[Any, Lane] = WeakKeyDictionary()
+
+    def of_this_worker(self) -> Lane:
+        """That of the worker whose thread this is; who leaves it secedes, for which its task is none the less due."""
+        from distributed import get_worker, secede  # which is here where there is a worker
+
+        worker = get_worker()
+        with self._lock:
+            if worker not in self._made:
+                gpus = int(worker.state.total_resources.get("GPU", 0))
+                makers = min(worker.state.nthreads, gpus or worker.state.nthreads)
+                self._made[worker] = Lane(makers=makers, leave=secede)
+            return self._made[worker]
+
+
+_samples, _teachers, _lanes = _Samples(), _Teachers(), _Lanes()
 
 
 def _sample(work: FitShare) -> Replay:

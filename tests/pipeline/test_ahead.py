@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.ahead import Behind, ahead
+from pipeline.ahead import Behind, Room, ahead
 
 
 class _Fault(Exception):
@@ -80,6 +80,37 @@ def test_no_more_is_kept_than_may_be() -> None:
         threading.Timer(0.05, gate.set).start()
         behind.hand(wait, size=50, then=lambda _: held.append(1))
         assert held, "the third waited for the first"
+
+
+@pytest.mark.parametrize(("times", "size"), [(1, 1), (2, 60)])
+def test_those_that_share_room_wait_for_each_other(times: int, size: int) -> None:
+    """For want of a place, and for want of memory where there are places enough."""
+    gate, order = threading.Event(), []
+    room = Room(times=times)
+
+    def other() -> None:
+        with Behind(1, most_bytes=100, room=room) as behind:
+            behind.hand(lambda: order.append("second"), size=size, then=lambda _: None)
+
+    def first() -> None:
+        gate.wait(10)
+        order.append("first")
+
+    with Behind(1, most_bytes=100, room=room) as behind:
+        behind.hand(first, size=size, then=lambda _: None)
+        beside = threading.Thread(target=other)
+        beside.start()
+        beside.join(0.05)
+        gate.set()
+    beside.join()
+    assert order == ["first", "second"]
+
+
+def test_what_failed_leaves_its_room() -> None:
+    room = Room()
+    for _ in range(3):
+        with pytest.raises(_Fault), Behind(1, most_bytes=100, room=room) as behind:
+            behind.hand(failed, size=60, then=lambda _: None)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -12,12 +13,13 @@ import torch
 from PIL import Image
 
 from pipeline.calibration import column_codec
-from pipeline.column_engine import Output, Overlap, fill_columns, overlap_of
+from pipeline.column_engine import Lane, Output, Overlap, fill_columns, overlap_of
 from pipeline.columns import Wanted, measured_rows, settled_column
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.features import load_pixels
 from pipeline.fidelity import Fidelity
 from pipeline.maps import LiveMaps
+from pipeline.part_pixels import PartPixels
 from pipeline.views import ViewSpec
 from pipeline.viewsets import make_part, view_set_spec
 from sak.teachers.model import load_teacher
@@ -112,7 +114,12 @@ class Place:
         outputs = [
             Output(self.teachers[name], self.columns[name], frozenset(missing)) for name, missing in MISSING.items()
         ]
-        fill_columns(self.view_set, outputs, batch=BATCH, advance=self.advance, finished=self.finished, overlap=overlap)
+        lane = Lane(overlap=overlap)
+        fill_columns(self.view_set, outputs, batch=BATCH, advance=self.advance, finished=self.finished, lane=lane)
+
+    def fill_part(self, name: str, part: int, lane: Lane) -> None:
+        output = Output(self.teachers[name], self.columns[name], frozenset([part]))
+        fill_columns(self.view_set, [output], batch=BATCH, advance=lambda *_: None, finished=lambda *_: None, lane=lane)
 
     def advance(self, name: str, rows: int) -> None:
         assert threading.get_ident() == self.caller
@@ -226,7 +233,14 @@ def test_what_was_whole_before_a_teacher_failed_is_kept(
     place.teachers["first"] = LiveMaps(load_teacher(spec_of("first")))
     MISSING_NOW = {name: parts - place.committed()[name] for name, parts in MISSING.items()}
     outputs = [Output(place.teachers[n], place.columns[n], frozenset(parts)) for n, parts in MISSING_NOW.items()]
-    fill_columns(place.view_set, outputs, batch=BATCH, advance=place.advance, finished=place.finished, overlap=overlap)
+    fill_columns(
+        place.view_set,
+        outputs,
+        batch=BATCH,
+        advance=place.advance,
+        finished=place.finished,
+        lane=Lane(overlap=overlap),
+    )
     assert place.committed() == MISSING
 
 
@@ -293,6 +307,50 @@ def test_on_a_cpu_only_writing_runs_beside_the_teacher() -> None:
     assert beside.ahead == 4
     assert beside.behind > 0
     assert beside.pinned
+
+
+class _Noting:
+    """A teacher that notes when it begins and ends a batch."""
+
+    def __init__(self, real: LiveMaps, steps: list[str]) -> None:
+        self.spec, self.device, self.reads_pixels = real.spec, real.device, True
+        self._real, self._steps = real, steps
+
+    def maps(self, rows: Sequence[int], pixels: torch.Tensor) -> list[torch.Tensor]:
+        self._steps.append("begin")
+        found = self._real.maps(rows, pixels)
+        self._steps.append("end")
+        return found
+
+
+@pytest.mark.parametrize("overlap", [Overlap(1, behind=1), Overlap(1, ahead=2, behind=2)])
+def test_a_call_makes_way_where_the_next_has_something_to_do_beside_it(place: Place, overlap: Overlap) -> None:
+    def pixels() -> int:
+        return sum(type(thing) is PartPixels for thing in gc.get_objects())
+
+    steps: list[str] = []
+    before = pixels()
+
+    def leave() -> None:
+        steps.append("left with pixels" if pixels() > before else "left")
+
+    place.teachers["first"] = _Noting(place.teachers["first"], steps)
+    place.fill_part("first", 0, Lane(leave=leave, overlap=overlap))
+    batches = ["begin", "end"] * 2
+    assert steps == (["left with pixels", *batches] if overlap.ahead else [*batches, "left"])
+
+
+def test_teachers_of_one_lane_run_one_call_at_a_time(place: Place) -> None:
+    steps: list[str] = []
+    place.teachers["first"] = _Noting(place.teachers["first"], steps)
+    lane = Lane(overlap=Overlap(1, ahead=2, behind=2))
+    calls = [threading.Thread(target=place.fill_part, args=("first", part, lane)) for part in range(3)]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    assert place.committed()["first"] == {0, 1, 2}
+    assert steps == ["begin", "end"] * 5
 
 
 @pytest.mark.gpu

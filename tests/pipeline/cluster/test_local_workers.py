@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,20 +10,38 @@ from pipeline.runtime import visible_gpus
 
 pytest.importorskip("distributed")
 
-from distributed import Client
-
-from pipeline.cluster.local_workers import LocalWorkers
-
-
-def seen() -> str:
-    return os.environ["CUDA_VISIBLE_DEVICES"]
+from pipeline.cluster.dask_cluster import DaskCluster
+from pipeline.extraction_log import ExtractionLog
 
 
-def test_gpus_are_dealt_out_to_workers() -> None:
-    with LocalWorkers(3, gpus=["2", "5"], dashboard=None) as cluster, Client(cluster, set_as_default=False) as client:
+class Seen(NamedTuple):
+    gpu: str
+    messages: int
+    stimuli: int
+    looks: int
+    profiles: bool
+
+
+def seen(dask_worker: Any) -> Seen:
+    return Seen(
+        os.environ["CUDA_VISIBLE_DEVICES"],
+        dask_worker.batched_stream.recent_message_log.maxlen,
+        dask_worker.state.stimulus_log.maxlen,
+        dask_worker.monitor.maxlen,
+        "profile" in dask_worker.periodic_callbacks,
+    )
+
+
+def test_workers_have_gpus_dealt_out_and_keep_few_notes() -> None:
+    log = ExtractionLog(None)
+    with DaskCluster(3, scheduler=None, gpu=False, gpus=["2", "5"], threads=1, log=log) as cluster:
+        client = cluster.client
         names = {about["name"]: where for where, about in client.scheduler_info(n_workers=-1)["workers"].items()}
-        found: dict[str, Any] = client.run(seen)
-    assert {name: found[where] for name, where in names.items()} == {0: "2", 1: "5", 2: "2"}
+        found: dict[str, Seen] = client.run(seen)
+        assert client.scheduler_comm.recent_message_log.maxlen == 100
+        assert client.cluster.scheduler.transition_log.maxlen == 100
+    assert {name: found[where].gpu for name, where in names.items()} == {0: "2", 1: "5", 2: "2"}
+    assert {notes[1:] for notes in found.values()} == {(100, 100, 600, False)}
 
 
 @pytest.mark.parametrize(
