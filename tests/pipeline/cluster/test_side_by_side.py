@@ -127,6 +127,7 @@ def _die_between(folder: Path) -> None:
     Column.write_part = before(Column.write_part, written)  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_between_two_parts_costs_nothing_but_time(
     address: str, expected_small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
