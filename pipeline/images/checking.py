@@ -24,7 +24,6 @@ from pipeline.images.sample import ImageSource
 from pipeline.pool import interrupts_held
 from pipeline.viewsets import end_with_parent
 from sak.dense.registry import LABELS
-from sak.tasks import dataset_spec
 
 __all__ = ["Found", "Labelled", "empty_tasks", "inspected"]
 
@@ -162,20 +161,11 @@ def _count(task: str, label: NDArray[np.generic]) -> Labelled:
 def _out_of_range(source: ImageSource, index: int, *, task: str, labelled: Labelled) -> Iterable[str]:
     if not isinstance(source, LabelledFolder):
         return
-    spec, task_spec = LABELS[task], dataset_spec(source.dataset).task(task)
-    where = source.label_file(index, task=task)
-    if spec.shown == "classes":
-        most = task_spec.channels
-        wrong = [int(k) for k in np.flatnonzero(labelled.classes_K[most:255]) + most]
-        if wrong:
-            shown = f"{wrong[0]} to {wrong[-1]}" if len(wrong) > 1 else str(wrong[0])
-            pixels = int(labelled.classes_K[most:255].sum())
-            expected = f"expected what reads as {task} classes 0 to {most - 1}"
-            yield f"{where}: {expected}, got {shown} in {pixels} pixels; replace the label"
-    elif spec.shown == "range" and labelled.known and labelled.low > spec.largest:
+    spec = LABELS[task]
+    if spec.shown == "range" and labelled.known and labelled.low > spec.largest:
         yield (
-            f"{where}: expected {task} of at most {spec.largest:g} {spec.unit}, got {labelled.low:g} to"
-            f" {labelled.high:g}; is it in another unit?"
+            f"{source.label_file(index, task=task)}: expected {task} of at most {spec.largest:g} {spec.unit}, got"
+            f" {labelled.low:g} to {labelled.high:g}; is it in another unit?"
         )
 
 

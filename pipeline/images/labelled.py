@@ -21,6 +21,7 @@ from pipeline.errors import BadImageError, DataError
 from pipeline.images.files import content_fingerprint, inside, read_png_map, read_rgb, require_folder, subset
 from pipeline.images.sample import ImageSample
 from sak.dense.registry import LABELS
+from sak.tasks import dataset_spec
 
 __all__ = ["Decoders", "ImageParts", "LabelledFolder", "present", "read_vectors"]
 
@@ -110,7 +111,8 @@ class LabelledFolder(ABC):
         """Decode one image and its label maps.
 
         Raises:
-            BadImageError: A file is missing, damaged or of another size; the message names it.
+            BadImageError: A file is missing, damaged, of another size or has classes that its task has not; the message
+                names it.
             DataError: A file leads out of the folder.
         """
         key = self._keys[index]
@@ -122,6 +124,7 @@ class LabelledFolder(ABC):
         maps = {task: decode() for task, decode in self._labels(files, size=size).items()}
         for task, label in maps.items():
             self._check_size(task, label, files=files, size=size)
+            self._check_classes(task, label, files=files)
         return ImageSample(key=key, image=image, labels=maps)
 
     def read_parts(self, index: int, /) -> ImageParts:
@@ -141,6 +144,7 @@ class LabelledFolder(ABC):
                 maps[task] = decode()
                 if size is not None:
                     self._check_size(task, maps[task], files=files, size=size)
+                self._check_classes(task, maps[task], files=files)
             except BadImageError as error:
                 faults.append(str(error))
         # One file may be in two labels; its fault is one.
@@ -157,6 +161,20 @@ class LabelledFolder(ABC):
             raise BadImageError(
                 f"{files[self.made_from.get(task, task)]}: {task} label has shape {label.shape}, its image"
                 f" {files['image'].name} needs {LABELS[task].shape(size)}; replace the label"
+            )
+
+    def _check_classes(self, task: str, label: NDArray[np.generic], *, files: Mapping[str, Path]) -> None:
+        # A loss meets another class as an index out of bounds, which on a GPU is an error without a name.
+        if LABELS[task].shown != "classes":
+            return
+        classes = dataset_spec(self.dataset).task(task).channels
+        numbers = label.astype(np.uint8, copy=False)
+        wrong = numbers[(numbers >= classes) & (numbers != LABELS[task].invalid)]
+        if wrong.size:
+            got = " to ".join(dict.fromkeys(map(str, (wrong.min(), wrong.max()))))
+            raise BadImageError(
+                f"{files[self.made_from.get(task, task)]}: expected what reads as {task} classes 0 to {classes - 1},"
+                f" got {got} in {wrong.size} pixels; replace the label"
             )
 
     def _safe_files(self, key: str) -> dict[str, Path]:
