@@ -202,14 +202,18 @@ def decode_mat(data: bytes, *, names: Sequence[str], where: str) -> dict[str, ND
 
 
 def read_npy(path: Path) -> NDArray[np.float32]:
-    """Read numbers from a .npy file.
+    """Read numbers from a .npy file; those beyond float32 become infinite.
 
     Raises:
         BadImageError: Not a plain numeric array file.
     """
     try:
         _check_npy(path)
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
+        values = np.load(path, allow_pickle=False)
+        if values.dtype.kind not in "biuf":  # text and dates would pass for numbers, complex ones for half of them
+            raise ValueError(f"its values are of type {values.dtype}")
+        with np.errstate(over="ignore"):
+            return np.asarray(values, dtype=np.float32)
     except FileNotFoundError as error:
         raise BadImageError(f"{path}: file not found; the data folder is incomplete") from error
     except (OSError, ValueError, EOFError, TypeError) as error:

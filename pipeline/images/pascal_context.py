@@ -172,7 +172,7 @@ def person_parts(data: bytes, *, shape: tuple[int, ...], where: str) -> NDArray[
             for part in np.atleast_1d(thing["parts"].squeeze()):
                 name, mask = str(part["part_name"].squeeze()), part["mask"].astype(bool)
                 parts_HW[mask] = PART_LABELS[name]
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise BadImageError(
             f"{where}: not an annotation of objects with class_ind, mask and parts of size {shape} ({error})"
         ) from error
@@ -186,13 +186,13 @@ def _classes_with_normals(root: Path, *, layout: str) -> frozenset[int]:
         path = root / "json" / name
         try:
             tables.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: class table cannot be read ({error}); expected {layout}") from error
     indoor, context = tables
     try:
         ids = {name: int(number) for name, number in dict(context).items()}
         names = [*(str(name) for name in indoor if name != "unknown"), "tvmonitor"]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{root}/json: expected class names in nyu_classes.json, and names with their ids in context_classes.json"
             f" ({error}); take both from the published data set"

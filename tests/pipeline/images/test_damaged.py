@@ -173,7 +173,7 @@ def test_linked_label_outside_is_refused(nyud: Path, tmp_path: Path) -> None:
         Nyud(nyud, split="train").read(0)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{"])
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"wall": 1e999}', pytest.param("[" * 100_000, id="deep")])
 def test_broken_class_tables_are_named(pascal: Path, text: str) -> None:
     (pascal / "json/context_classes.json").write_text(text)
     with pytest.raises(DataError, match=r"context_classes\.json"):
@@ -213,6 +213,28 @@ def test_a_depth_file_smaller_than_its_header_claims_is_refused(nyud: Path, shap
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         file.write(b"\x00" * 32 * 40 * 4)
     with pytest.raises(BadImageError, match=r"train_000000\.npy.*its header claims \d+ bytes, it holds 5120"):
+        Nyud(nyud, split="train").read(0)
+
+
+@pytest.mark.parametrize("kind", ["S8", "complex64", "datetime64[s]", [("metres", "f4")]])
+def test_arrays_of_other_than_numbers_are_refused(nyud: Path, kind: str) -> None:
+    np.save(nyud / "depth/train_000000.npy", np.zeros((32, 40), dtype=kind))
+    with pytest.raises(BadImageError, match=r"train_000000\.npy: cannot be read .*its values are of type"):
+        Nyud(nyud, split="train").read(0)
+
+
+def test_depths_beyond_float32_are_invalid(nyud: Path) -> None:
+    np.save(nyud / "depth/train_000000.npy", np.full((32, 40), 1e300))
+    assert (Nyud(nyud, split="train").read(0).labels["depth"] == 255).all()
+
+
+@pytest.mark.parametrize(("stored", "got"), [((41,), "40 in 1 pixels"), ((41, 60, 255), "40 to 254 in 3 pixels")])
+def test_classes_that_the_task_has_not_never_reach_a_loss(nyud: Path, stored: tuple[int, ...], got: str) -> None:
+    path = nyud / "segmentation/train_000000.png"
+    labels = np.asarray(Image.open(path)).copy()
+    labels[0, : len(stored)] = stored
+    Image.fromarray(labels).save(path)
+    with pytest.raises(BadImageError, match=rf"train_000000\.png: expected what reads as semseg .* 0 to 39, got {got}"):
         Nyud(nyud, split="train").read(0)
 
 
@@ -258,6 +280,7 @@ def annotation(part: object) -> object:
         {"objects": "text"},
         {"objects": {"class_ind": 15, "parts": "text"}},
         {"objects": {"class_ind": "person", "parts": 1, "mask": 1}},
+        {"objects": {"class_ind": np.inf, "parts": 1, "mask": 1}},
         {"objects": {"class_ind": 15, "parts": {"part_name": 3, "mask": 1}}},
         annotation(("head", np.ones((3, 3), np.uint8))),
         annotation(("head", "text")),
