@@ -25,7 +25,7 @@ from store.spec import ViewSetSpec
 __all__ = ["SCORING", "distill_dir", "evaluate_dir", "finetune_dir", "last_stage_dir", "plain", "target_identity"]
 
 # Raise it whenever the same network and views would get other metrics, router weights or gallery arrays.
-SCORING = 1
+SCORING = 2
 # Routers come with the tasks: runs that differ only in them share stage 1.
 _STAGE2_ONLY = ("router", "noisy_gating", "noise", "head")
 # Keys that came later count only where they are not at their default: results from before them keep their folders.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from pipeline import identity
 from pipeline.identity import distill_dir, evaluate_dir, finetune_dir, plain
 from pipeline.recipes import recipe_from_mapping
 from pipeline.targets import teacher_specs
+from sak.tasks import METRICS
 from sak.teachers.identity import teacher_identity
 from store.spec import ViewSetSpec
 from tests.conftest import Finished
@@ -158,6 +160,12 @@ def test_other_scoring_code_has_another_folder(finished: Finished, monkeypatch: 
     before = evaluate_dir(study, out).path
     monkeypatch.setattr(identity, "SCORING", identity.SCORING + 1)
     assert evaluate_dir(study, out).path != before
+
+
+def test_scoring_is_numbered_anew_when_there_are_other_metrics() -> None:
+    """Else scores from before pass for complete ones: raise SCORING, and note here what it gives."""
+    metrics = hashlib.sha256(" ".join(METRICS).encode()).hexdigest()[:8]
+    assert (identity.SCORING, metrics) == (2, "b808f147")
 
 
 def test_plain_is_json_of_everything(tmp_path: Path) -> None:
