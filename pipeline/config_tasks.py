@@ -81,10 +81,11 @@ class TaskTrainingConfig(FeatureLossConfig):
             raise ValueError(
                 f"finetune.lora: student.freeze: {student.freeze} trains nothing of the stem; drop one of them"
             )
-        if self.weighting == "gradnorm" and student.freeze == "distilled":
+        alone = student.freeze == "distilled" or (student.freeze == "stem" and student.paths == "none")
+        if self.weighting == "gradnorm" and alone:
             raise ValueError(
-                "finetune.weighting: gradnorm looks at weights that tasks share, and student.freeze: distilled trains"
-                " none of them; drop one of them"
+                f"finetune.weighting: gradnorm looks at weights that tasks share, and student.freeze: {student.freeze}"
+                " trains none of them; drop one of them"
             )
         if self.crops == "fresh":
             fresh_views("finetune", views=views, on_error=on_error)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pipeline.budgets import require_budgets
-from pipeline.config import DataConfig, Study
+from pipeline.config import DataConfig, LoraConfig, Study
 from pipeline.errors import EXPECTED, RecipeError
 from pipeline.identity import distill_dir, finetune_dir
 from pipeline.images.sample import ImageSource
@@ -23,6 +23,7 @@ from pipeline.stagedir import StageDir
 from pipeline.students import student_spec
 from pipeline.trained import check_trained
 from pipeline.viewsets import cached_source
+from sak.student.lora import add_lora
 from sak.student.model import build_student
 from sak.teachers.identity import teacher_identity
 
@@ -150,15 +151,22 @@ def _students(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:
         return  # its heads are made for whatever maps there are
     if study.student.trained is not None:
         yield from _trial(partial(check_trained, study))
-    for size in sorted({*study.trained_sizes}):
-        yield from _trial(partial(_build, study, size), key="student:")
+    sizes = sorted({*study.trained_sizes})
+    faults = [fault for size in sizes for fault in _trial(partial(_build, study, size), key="student:")]
+    yield from faults
+    updates = {"student.lora:": study.student.lora, "finetune.lora:": study.finetune and study.finetune.lora}
+    for key, lora in updates.items():
+        if lora and not faults:
+            yield from _trial(partial(_build, study, sizes[-1], lora=lora), key=key)
 
 
-def _build(study: Study, size: tuple[int, int]) -> None:
+def _build(study: Study, size: tuple[int, int], lora: LoraConfig | None = None) -> None:
     """Assemble the student without its weights; heads and routers fit whatever stem there is, so it has none."""
     widths: dict[str, tuple[int, ...]] = dict.fromkeys(study.student_teachers, ())
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        build_student(student_spec(study.student, image_size=size, widths=widths, tasks={}))
+        student = build_student(student_spec(study.student, image_size=size, widths=widths, tasks={}))
+        if lora:
+            add_lora(student.stem, rank=lora.rank, alpha=lora.alpha, layers=lora.layers)
 
 
 def _evaluation(study: Study, out: Path, stages: Sequence[str]) -> Iterator[str]:

@@ -287,6 +287,10 @@ def test_what_makes_no_sense_is_refused_by_its_key(tmp_path: Path, override: str
             r"finetune\.weighting: gradnorm looks at weights",
         ),
         (
+            ["student.freeze=stem", "student.paths=none", "finetune.weighting=gradnorm"],
+            r"finetune\.weighting: gradnorm looks at weights .* student\.freeze: stem trains none",
+        ),
+        (
             ["student.paths=frozen", "distill=null", "finetune.alpha=0", "finetune.weighting=gradnorm"],
             r"student\.paths: frozen teachers share no trained weights between tasks",
         ),

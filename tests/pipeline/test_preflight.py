@@ -48,6 +48,8 @@ def told(recipe: Recipe, *stages: str) -> list[str]:
         ("student.levels=[0, 1, 2, 9]", "expected blocks below 4"),
         ("student.checkpoint=gone.safetensors", "student.checkpoint: expected a file, found none at gone.safetensors"),
         ("distill.precision=fp16", "distill: precision: fp16 needs a CUDA device"),
+        ("student.lora={rank: 400}", "student.lora: lora: expected a rank from 1 to below the sides of a "),
+        ("finetune.lora={rank: 400}", "finetune.lora: lora: expected a rank from 1 to below the sides of a "),
         ("finetune.precision=fp16", "finetune: precision: fp16 needs a CUDA device"),
         ("finetune.tasks=[semseg, flow]", "finetune.tasks: scenes has semseg, "),
         ("finetune.task_weights={flow: 2}", "finetune.task_weights: scenes has semseg, "),
