@@ -124,8 +124,8 @@ class _Regions:
     @cached_property
     def map_HW(self) -> NDArray[np.generic]:
         regions_HW = decode_mat(self._data, names=("LabelMap",), where=str(self._path))["LabelMap"]
-        numbers = regions_HW.dtype.kind in "ui" or (regions_HW.dtype.kind == "f" and np.isfinite(regions_HW).all())
-        if regions_HW.ndim != 2 or not numbers:
+        numbers = regions_HW.dtype.kind in "ui" or (regions_HW.dtype.kind == "f" and (np.abs(regions_HW) < 2**31).all())
+        if regions_HW.ndim != 2 or not regions_HW.size or not numbers:
             raise BadImageError(
                 f"{self._path}: expected a LabelMap (H, W) of numbers, got {regions_HW.dtype} {regions_HW.shape};"
                 " replace the file"

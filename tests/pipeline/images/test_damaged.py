@@ -293,7 +293,10 @@ def test_annotations_of_another_structure_are_named(pascal: Path, value: object)
         PascalContext(pascal, split="train").read(0)
 
 
-@pytest.mark.parametrize("value", ["text", np.zeros((3, 32, 40)), np.full((32, 40), np.nan), {"a": 1}])
+@pytest.mark.parametrize(
+    "value",
+    ["text", np.zeros((3, 32, 40)), np.zeros((0, 5)), np.full((32, 40), np.nan), np.full((32, 40), 1e300), {"a": 1}],
+)
 def test_region_maps_that_are_none_are_named(pascal: Path, value: object) -> None:
     savemat(pascal / "pascal-context/trainval/train_000000.mat", {"LabelMap": value})
     with pytest.raises(BadImageError, match=r"train_000000\.mat: expected a LabelMap \(H, W\)"):
