@@ -24,8 +24,8 @@ def baseline_faults(names: Sequence[object], /, *, runs: Collection[str]) -> lis
         label = baseline_label(name)
         if label in called:
             faults.append(
-                f"baselines: expected distinct names in tables, got {label!r} for {called[label]} and for {name}; rename"
-                " the file"
+                f"baselines: expected distinct names in tables, got {label!r} for {called[label]} and for {name};"
+                " rename the file"
             )
         called.setdefault(label, name)
     return faults

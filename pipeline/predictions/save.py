@@ -12,6 +12,7 @@ import torch
 
 from pipeline.config import Study
 from pipeline.errors import PipelineError
+from pipeline.identity import target_identity
 from pipeline.loader import load_samples
 from pipeline.needs import scores_tasks
 from pipeline.predictions.formats import format_of, read_map
@@ -28,6 +29,7 @@ from pipeline.trained import spec_to_score, trained_to_score
 from pipeline.viewsets import complete_views
 from pipeline.whole_file import write_whole
 from sak.dense.registry import LABELS
+from sak.spec import StudentSpec
 from sak.student.frozen import FrozenTeachers
 from sak.tasks import TASK_NAMES, dataset_spec
 from store.viewset import ViewSet
@@ -93,7 +95,7 @@ def _plan(study: Study, out: Path, stage: StageDir, *, label: str) -> _Plan | No
     folder = stage.path / "predictions" if asked is True else Path(asked) / label
     view_set = complete_views(study, data, labels=scores_tasks(study))
     tasks = tuple(task for task in TASK_NAMES if task in spec.tasks)
-    _claim(folder, _record(stage, view_set, tasks))
+    _claim(folder, _record(stage, view_set, tasks) | _read_maps(study, spec, view_set))
     return _Plan(folder, view_set, tasks, view_set.usable_rows().tolist())
 
 
@@ -107,6 +109,12 @@ def _record(stage: StageDir, view_set: ViewSet, tasks: Sequence[str]) -> dict[st
     }
     inputs = {key: stage.inputs[key] for key in ("trained", "views")}
     return {**inputs, "dataset": dataset.name, "files": "TASK/KEY.png", "tasks": about}
+
+
+def _read_maps(study: Study, spec: StudentSpec, view_set: ViewSet) -> dict[str, object]:
+    """Which maps heads on frozen teachers predict from; students predict from the views alone."""
+    kind = study.scored_targets if spec.paths == "frozen" else None
+    return {"maps": target_identity(study.scored, view_set.spec, kind=kind)} if kind else {}
 
 
 def _claim(folder: Path, record: Mapping[str, object]) -> None:

@@ -219,3 +219,14 @@ def test_heads_on_frozen_teachers_are_run_again_on_their_stored_maps(finished: F
     while_scoring = scored(recipe_in(finished, tmp_path / "other", *frozen, "eval.save=true")) / "predictions"
     scored(recipe_in(finished, tmp_path, *frozen, f"eval.save={tmp_path}/maps"))
     assert bytes_of(tmp_path / "maps" / "sak") == bytes_of(while_scoring)
+
+
+def test_heads_on_maps_that_are_stored_otherwise_predict_otherwise(finished: Finished, tmp_path: Path) -> None:
+    save = ["student.paths=frozen", f"store={tmp_path}/store", f"eval.save={tmp_path}/maps"]
+    scored_after_extraction = recipe_in(finished, tmp_path, *save)
+    run_stages(scored_after_extraction, ["extract"])
+    scored(scored_after_extraction)
+    coarse = recipe_in(finished, tmp_path, *save, "eval.codec=int8")
+    run_stages(coarse, ["extract"])
+    with pytest.raises(PipelineError, match=r"maps/sak: holds other predictions \(their maps differ\)"):
+        scored(coarse)
