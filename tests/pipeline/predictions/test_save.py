@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 import cli
 from pipeline.config import Study
+from pipeline.distributed import Ranks
 from pipeline.errors import DataError, PipelineError
 from pipeline.identity import evaluate_dir
 from pipeline.loader import load_samples
 from pipeline.predictions import saver as module
 from pipeline.predictions.formats import encode_map, read_map
+from pipeline.predictions.save import save_predictions
 from pipeline.predictions.saver import Saver
 from pipeline.recipes import Recipe
 from pipeline.stagedir import read_json
@@ -230,3 +232,18 @@ def test_heads_on_maps_that_are_stored_otherwise_predict_otherwise(finished: Fin
     run_stages(coarse, ["extract"])
     with pytest.raises(PipelineError, match=r"maps/sak: holds other predictions \(their maps differ\)"):
         scored(coarse)
+
+
+def test_of_what_was_scored_before_each_rank_saves_its_share(
+    finished: Finished, saved: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three batches: the second of two ranks has two, and leaves the only sheet to the first."""
+    plain = recipe_in(finished, tmp_path, "eval.boundary=odsF", "eval.batch=2")
+    scored(plain)
+    study = recipe_in(finished, tmp_path, "eval.boundary=odsF", "eval.batch=2", "eval.save=true").runs[0].study
+    stage = evaluate_dir(study, plain.out)
+    monkeypatch.setattr(Ranks, "total", lambda _, value: value)
+    for rank, files in ((1, 4 * 6 + 1), (0, 6 * 6 + 2)):
+        save_predictions(study, plain.out, stage, label="sak", ranks=Ranks(rank=rank, world=2))
+        assert len(files_of(stage.path / "predictions")) == files
+    assert files_of(stage.path / "predictions") == files_of(saved[1])
