@@ -7,17 +7,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import PipelineError
 from sak.published import PUBLISHED
 
-__all__ = ["baseline_fault", "baseline_label", "baseline_story", "stored_metrics"]
+__all__ = ["baseline_faults", "baseline_label", "baseline_story", "stored_metrics"]
 
 
-def baseline_fault(name: object, /, *, runs: Collection[str]) -> str | None:
-    """Why a recipe cannot name this as a baseline; None where it can."""
+def baseline_faults(names: Sequence[object], /, *, runs: Collection[str]) -> list[str]:
+    """Why a recipe cannot name these as baselines."""
+    faults = [fault for name in names if (fault := _fault(name, runs=runs))]
+    called = dict.fromkeys(runs, "a run")
+    for name in dict.fromkeys(str(name) for name in names if name not in runs):
+        label = baseline_label(name)
+        if label in called:
+            faults.append(
+                f"baselines: expected distinct names in tables, got {label!r} for {called[label]} and for {name};"
+                " rename the file"
+            )
+        called.setdefault(label, name)
+    return faults
+
+
+def _fault(name: object, *, runs: Collection[str]) -> str | None:
     if not isinstance(name, str) or not (name in runs or name in PUBLISHED or name.endswith(".json")):
         return (
             f"baselines: expected names of runs ({', '.join(sorted(runs))}), of published results"

@@ -51,5 +51,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.codec is not None:
             choice_json(self.codec)
+        if self.save == "":
+            raise ValueError("eval.save: expected true, false or a folder, got an empty text")
         positive("eval", {"batch": self.batch})
         not_negative("eval", {"gallery": self.gallery})

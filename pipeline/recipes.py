@@ -20,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.baselines import baseline_fault
+from pipeline.baselines import baseline_faults
 from pipeline.config import RunConfig, Study
 from pipeline.errors import RecipeError
 
@@ -159,7 +159,7 @@ def recipe_from_mapping(raw: object, *, overrides: Sequence[str] = (), where: st
     if not isinstance(baselines, list):
         problems.append(f"baselines: expected a list, got {baselines!r}")
         baselines = []
-    problems += [fault for item in baselines if (fault := baseline_fault(item, runs=[*(configs or {})]))]
+    problems += baseline_faults(baselines, runs=[*(configs or {})])
     name = str(data.get("name") or Path(where).stem)
     if problems or study is None:
         raise RecipeError(f"{where}: {len(problems)} fault(s):\n" + "\n".join(f"  {line}" for line in problems))

@@ -118,6 +118,8 @@ def _named(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> list[str]:
 
 
 def _dataset(tasks: Mapping[str, int], told: str | None, *, where: str) -> str:
+    if not tasks and told is not None:
+        raise CheckpointError(f"{where}: expected no data set, because it is of stage 1 and has no tasks, got {told}")
     if not tasks:
         return ""
     fits = [

@@ -136,6 +136,8 @@ class StudentSpec:
         if unknown or missing:
             raise SakError(f"student spec: unknown keys {unknown}, missing keys {missing}; known are {sorted(known)}")
         values = dict(plain)
+        if not isinstance(values["stem"], str):
+            raise SakError(f"student spec: stem: expected a timm name, got {values['stem']!r}")
         rows, columns = values["image_size"]
         values |= {"image_size": (int(rows), int(columns)), "levels": tuple(values.get("levels", ()))}
         widths = values.get("teacher_widths", [])

@@ -273,14 +273,19 @@ def load_metadata(path: Path, /) -> dict[str, str]:
     """Read the metadata that ``save_weights`` wrote; empty for a file of other origin.
 
     Raises:
-        CheckpointError: no such file or no safetensors file.
+        CheckpointError: no such file, no safetensors file, or metadata of that name that ``save_weights`` never wrote.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             text = (file.metadata() or {}).get(_METADATA_KEY, "{}")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"checkpoint {path}: expected a safetensors file, got {error}; check the path") from error
-    return {str(key): str(value) for key, value in json.loads(text).items()}
+    try:
+        return {str(key): str(value) for key, value in json.loads(text).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"checkpoint {path}: its metadata {_METADATA_KEY!r} cannot be read ({error}); write the file again"
+        ) from error
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], /, *, metadata: Mapping[str, str] | None = None) -> None:

@@ -91,7 +91,7 @@ def test_both_stages_as_one_process(alone: Path, tmp_path: Path, world: int) -> 
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_scoring_is_that_of_one_process_to_the_last_bit(alone: Path, tmp_path: Path, world: int) -> None:
     """Boundaries and the held-out loss included; four images are two batches, so that two of four ranks have none."""
-    options = (*SHORT, "eval.boundary=odsF", "eval.batch=2")
+    options = (*SHORT, "eval.boundary=odsF", "eval.batch=2", "eval.save=true")
     for folder, count in ((tmp_path / "one", 1), (tmp_path / "many", world)):
         place(alone, folder, stages=("distill", "finetune"))
         for outcome in ended(ranks(count, "eval", "tiny.yaml", *options, cwd=folder)):
@@ -103,6 +103,9 @@ def test_scoring_is_that_of_one_process_to_the_last_bit(alone: Path, tmp_path: P
     for name in ("metrics.json", "routers.json", "boundary.parquet"):
         assert (one / name).read_bytes() == (many / name).read_bytes(), name
     assert json.loads((one / "metrics.json").read_text())["distill"]["loss"] > 0
+    maps = {path.relative_to(one): path.read_bytes() for path in (one / "predictions").rglob("*.*g")}
+    assert len(maps) == 4 * 6 + 1
+    assert all((many / name).read_bytes() == data for name, data in maps.items())
 
 
 def test_learnt_weights_of_tasks_and_fresh_views_are_those_of_one_process(alone: Path, tmp_path: Path) -> None:

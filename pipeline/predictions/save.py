@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from pipeline.config import Study
+from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import PipelineError
+from pipeline.identity import target_identity
 from pipeline.loader import load_samples
 from pipeline.needs import scores_tasks
 from pipeline.predictions.formats import format_of, read_map
@@ -19,6 +21,7 @@ from pipeline.predictions.frame import map_in_image
 from pipeline.predictions.saver import Place, Saver, map_path
 from pipeline.predictions.sheets import SheetImage, sheet
 from pipeline.runtime import pick_device, seed_everything
+from pipeline.scoring import batches_of
 from pipeline.stagedir import StageDir, read_json, write_json
 from pipeline.students import Normalise
 from pipeline.targets import target_source
@@ -28,6 +31,7 @@ from pipeline.trained import spec_to_score, trained_to_score
 from pipeline.viewsets import complete_views
 from pipeline.whole_file import write_whole
 from sak.dense.registry import LABELS
+from sak.spec import StudentSpec
 from sak.student.frozen import FrozenTeachers
 from sak.tasks import TASK_NAMES, dataset_spec
 from store.viewset import ViewSet
@@ -40,8 +44,9 @@ _PER_SHEET = 6
 
 
 class _Plan(NamedTuple):
-    """What is saved where."""
+    """What is saved where, of which run."""
 
+    label: str
     folder: Path
     view_set: ViewSet
     tasks: tuple[str, ...]
@@ -64,8 +69,10 @@ def saving(study: Study, out: Path, stage: StageDir, /, *, label: str) -> Iterat
         yield saver
 
 
-def save_predictions(study: Study, out: Path, stage: StageDir, /, *, label: str) -> None:
+def save_predictions(study: Study, out: Path, stage: StageDir, /, *, label: str, ranks: Ranks = ALONE) -> None:
     """Save what the recipe asks for and is not there yet: maps that scoring did not write, then contact sheets.
+
+    Of several ranks, all of which call this, each makes its share.
 
     Raises:
         PipelineError, DataError: As ``saving``.
@@ -74,11 +81,14 @@ def save_predictions(study: Study, out: Path, stage: StageDir, /, *, label: str)
     if plan is None:
         return
     with _saver(plan) as saver:
-        absent = saver.absent(plan.rows)
-        if absent:
-            _predict(study, out, plan, saver, label=label)
-    made = _write_sheets(plan, saver.places, title=f"{label}, {stage.path.name}", label=label)
-    found = "saved in" if absent or made else "are there already:"
+        chunks = [chunk for chunk in batches_of(plan.rows, batch=study.eval.batch, ranks=ranks) if saver.absent(chunk)]
+        if chunks:
+            _predict(study, out, plan, saver, chunks, ranks)
+    predicted = ranks.total(torch.tensor(len(chunks)))  # sheets show the maps of all ranks, which are there now
+    pages = ranks.total(
+        torch.tensor(_write_sheets(plan, saver.places, title=f"{label}, {stage.path.name}", ranks=ranks))
+    )
+    found = "saved in" if predicted + pages else "are there already:"
     CONSOLE.print(f"{label}: predictions of {len(plan.rows)} images {found} {plan.folder}")
 
 
@@ -93,8 +103,8 @@ def _plan(study: Study, out: Path, stage: StageDir, *, label: str) -> _Plan | No
     folder = stage.path / "predictions" if asked is True else Path(asked) / label
     view_set = complete_views(study, data, labels=scores_tasks(study))
     tasks = tuple(task for task in TASK_NAMES if task in spec.tasks)
-    _claim(folder, _record(stage, view_set, tasks))
-    return _Plan(folder, view_set, tasks, view_set.usable_rows().tolist())
+    _claim(folder, _record(stage, view_set, tasks) | _read_maps(study, spec, view_set))
+    return _Plan(label, folder, view_set, tasks, view_set.usable_rows().tolist())
 
 
 def _record(stage: StageDir, view_set: ViewSet, tasks: Sequence[str]) -> dict[str, object]:
@@ -107,6 +117,12 @@ def _record(stage: StageDir, view_set: ViewSet, tasks: Sequence[str]) -> dict[st
     }
     inputs = {key: stage.inputs[key] for key in ("trained", "views")}
     return {**inputs, "dataset": dataset.name, "files": "TASK/KEY.png", "tasks": about}
+
+
+def _read_maps(study: Study, spec: StudentSpec, view_set: ViewSet) -> dict[str, object]:
+    """Which maps heads on frozen teachers predict from; students predict from the views alone."""
+    kind = study.scored_targets if spec.paths == "frozen" else None
+    return {"maps": target_identity(study.scored, view_set.spec, kind=kind)} if kind else {}
 
 
 def _claim(folder: Path, record: Mapping[str, object]) -> None:
@@ -129,19 +145,17 @@ def _saver(plan: _Plan) -> Saver:
     return Saver(plan.folder, plan.view_set, tasks=plan.tasks, rows=plan.rows)
 
 
-def _predict(study: Study, out: Path, plan: _Plan, saver: Saver, *, label: str) -> None:
-    """Run the network over the images that lack a map, in the batches of scoring, which give the same bits."""
-    device, batch = pick_device(study.device), study.eval.batch
+def _predict(study: Study, out: Path, plan: _Plan, saver: Saver, chunks: Sequence[Sequence[int]], ranks: Ranks) -> None:
+    """Run the network over batches of scoring that lack a map, which give the same bits."""
+    device = pick_device(study.device, ranks=ranks)
     seed_everything(study.seed, threads=study.threads)
     student = trained_to_score(study, out, device=device).student
     normalise = Normalise(mean=study.student.mean, std=study.student.std).to(device)
     kind = study.scored_targets if isinstance(student, FrozenTeachers) else None
     targets = target_source(study.scored, plan.view_set, kind=kind, device=device) if kind else None
-    chunks = [plan.rows[start : start + batch] for start in range(0, len(plan.rows), batch)]
-    lacking = [chunk for chunk in chunks if saver.absent(chunk)]
     with torch.inference_mode(), progress_bar("images") as bar:
-        shown = bar.add_task(f"{label}: predictions", total=sum(map(len, lacking)), note="")
-        for chunk in lacking:
+        shown = bar.add_task(f"{plan.label}: predictions", total=sum(map(len, chunks)), note="")
+        for chunk in chunks:
             pixels = to_tensors(load_samples(plan.view_set, chunk, tasks=())).pixels.to(device)
             if isinstance(student, FrozenTeachers):
                 assert targets is not None
@@ -152,14 +166,14 @@ def _predict(study: Study, out: Path, plan: _Plan, saver: Saver, *, label: str) 
             bar.advance(shown, len(chunk))
 
 
-def _write_sheets(plan: _Plan, places: Sequence[Place], *, title: str, label: str) -> int:
-    """Pages that are not there; says how many were made."""
+def _write_sheets(plan: _Plan, places: Sequence[Place], *, title: str, ranks: Ranks) -> int:
+    """This rank's share of the pages, where they are not there; says how many were made."""
     dataset = dataset_spec(plan.view_set.spec.dataset)
     starts = range(0, len(places), _PER_SHEET)
     paths = {start: plan.folder / SHEETS / f"{start // _PER_SHEET + 1:04d}.jpg" for start in starts}
-    absent = [start for start in starts if not paths[start].exists()]
+    absent = [start for start in starts[ranks.rank :: ranks.world] if not paths[start].exists()]
     with progress_bar("pages") as bar:
-        shown = bar.add_task(f"{label}: contact sheets", total=len(absent), note="")
+        shown = bar.add_task(f"{plan.label}: contact sheets", total=len(absent), note="")
         for start in absent:
             images = _sheet_images(plan, places[start : start + _PER_SHEET])
             head = f"{dataset.title}: {title}, images {start + 1} to {start + len(images)} of {len(places)}"

@@ -65,8 +65,7 @@ def evaluate(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
     assert data is not None
     if ranks.agreed(stage.done()):
         CONSOLE.print(f"{label}: eval is done ({stage.path}), skipped")
-        if ranks.first:
-            save_predictions(study, out, stage, label=label)
+        save_predictions(study, out, stage, label=label, ranks=ranks)
         return stage
     device = pick_device(study.device, ranks=ranks)
     seed_everything(study.seed, threads=study.threads)
@@ -93,22 +92,30 @@ def evaluate(study: Study, out: Path, /, *, label: str, ranks: Ranks = ALONE) ->
             scorer.score(mine, sums, label=f"{label}: eval", boundary=boundary, own_size=own_size, saver=saver)
             table = all_counted(boundary.table(), ranks) if boundary else None
         sums.merged(ranks)
-        if not ranks.first:
-            return stage
-        metrics = sums.metrics.compute() if sums.metrics else {}
-        if targets is not None and isinstance(student, Student):
-            metrics["distill"] = {"loss": sums.loss()}
-        if boundary and table:
-            metrics["edge"] |= _write_boundary(table, stage.path, metric=study.eval.boundary)
-            extra["boundary"] = boundary.about
-        write_json(stage.path / "metrics.json", metrics)
-        write_json(stage.path / "routers.json", {task: value.tolist() for task, value in sums.gates().items()})
-        gallery = scorer.gallery(rows[: study.eval.gallery])
-        np.savez_compressed(stage.path / "gallery.npz", **gallery)  # type: ignore[arg-type]
-        extra |= {"images": len(rows), "experts": ["stem", *student.spec.teacher_widths]}
-        extra |= {} if before else _description(student, dataset)
-    save_predictions(study, out, stage, label=label)
+        if ranks.first:
+            extra |= _write_scores(study, stage, scorer, sums, boundary, table)
+            extra |= {} if before else _description(student, dataset)
+    save_predictions(study, out, stage, label=label, ranks=ranks)
     return stage
+
+
+def _write_scores(
+    study: Study, stage: StageDir, scorer: _Scorer, sums: ScoreSums, boundary: HeldOut | None, table: CountTable | None
+) -> dict[str, object]:
+    """Write what the sums of all ranks come to; gives what is recorded of it."""
+    metrics: dict[str, dict[str, float]] = sums.metrics.compute() if sums.metrics else {}
+    rows, student = scorer.view_set.usable_rows().tolist(), scorer.student
+    about: dict[str, object] = {"images": len(rows), "experts": ["stem", *student.spec.teacher_widths]}
+    if scorer.targets is not None and isinstance(student, Student):
+        metrics["distill"] = {"loss": sums.loss()}
+    if boundary and table:
+        metrics["edge"] |= _write_boundary(table, stage.path, metric=study.eval.boundary)
+        about["boundary"] = boundary.about
+    write_json(stage.path / "metrics.json", metrics)
+    write_json(stage.path / "routers.json", {task: value.tolist() for task, value in sums.gates().items()})
+    gallery = scorer.gallery(rows[: study.eval.gallery])
+    np.savez_compressed(stage.path / "gallery.npz", **gallery)  # type: ignore[arg-type]
+    return about
 
 
 def _description(student: Student | FrozenTeachers, dataset: str) -> dict[str, object]:

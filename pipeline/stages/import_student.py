@@ -89,7 +89,10 @@ def import_student(source: Path, out: Path | None, /, *, known: Known) -> Import
 def student_lines(found: Imported, /) -> list[str]:
     """What student it is, a line a fact."""
     spec = found.spec
-    widths = ", ".join(f"{name} ({width})" for name, width in spec.teacher_widths.items())
+    widths = ", ".join(
+        f"{name} ({width if isinstance(width, int) else ', '.join(map(str, width))})"
+        for name, width in spec.teacher_widths.items()
+    )
     gating = "without noise" if not spec.noisy_gating else "with noise in training"
     lines = [
         f"stage: {2 if spec.tasks else 1}",

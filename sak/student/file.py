@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sak.errors import CheckpointError, SakError
+from sak.errors import CheckpointError
 from sak.spec import StudentSpec
 from sak.weights import load_metadata, load_weights, save_weights
 
@@ -86,5 +86,6 @@ def read_header(path: Path, /) -> tuple[StudentSpec, Origin]:
         origin = json.loads(about["origin"])
         mean, std = ((float(r), float(g), float(b)) for r, g, b in (origin["mean"], origin["std"]))
         return spec, Origin(str(origin["dataset"]), mean, std, str(origin["made_by"]))
-    except (SakError, ValueError, KeyError, TypeError) as error:
+    # A header is text that anyone may have written: whatever is wrong with it, it is no description.
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its description cannot be read ({error}); write it again") from error

@@ -203,7 +203,8 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
     # timm checks few of its arguments: the rest surface as whatever the arithmetic on them raises.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        first_line = next(iter(str(error).splitlines()), "")  # torch's own go on with a trace of its C++
+        reason = f"{type(error).__name__}: {first_line}"
         raise SakError(f"stem {name}: timm refuses {options} ({reason}); correct the overrides") from error
     return model
 

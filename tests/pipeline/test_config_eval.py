@@ -10,7 +10,8 @@ from tests.tiny_recipe import tiny_recipe
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("absent_classes", "drop"), ("held_out_loss", "yes"), ("resolution", "half"), ("boundary", "F")]
+    ("key", "value"),
+    [("absent_classes", "drop"), ("held_out_loss", "yes"), ("resolution", "half"), ("boundary", "F"), ("save", "")],
 )
 def test_a_choice_that_is_none_is_refused(key: str, value: str) -> None:
     with pytest.raises(ValueError, match=key):

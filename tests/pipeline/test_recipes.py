@@ -129,6 +129,20 @@ def test_a_baseline_may_be_no_run(tmp_path: Path) -> None:
     ]
 
 
+def test_baselines_have_distinct_names_in_tables(tmp_path: Path) -> None:
+    """Else one would stand in the place of another, or be left out as if it were the run."""
+    for name in ("one/base.json", "two/base.json", "labels.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    one, two, labels = (str(tmp_path / name) for name in ("one/base.json", "two/base.json", "labels.json"))
+    mapping = tiny_mapping(tmp_path) | {"runs": {"labels": {}}}
+    assert recipe_from_mapping(mapping | {"baselines": [one, one, "labels"]})
+    (line,) = faults(mapping | {"baselines": [one, two]})
+    assert line.startswith("baselines: expected distinct names in tables, got 'base' for")
+    (line,) = faults(mapping | {"baselines": [labels]})
+    assert f"got 'labels' for a run and for {labels}; rename the file" in line
+
+
 @pytest.mark.parametrize("raw", [None, [], "text", 3])
 def test_a_recipe_is_a_mapping(raw: object) -> None:
     with pytest.raises(RecipeError, match="expected a mapping"):

@@ -115,3 +115,8 @@ def test_a_damaged_checkpoint_is_one_line_whatever_is_damaged(name: str, shape: 
     with pytest.raises(SakError) as caught:
         both(shapes)
     assert "\n" not in str(caught.value)
+
+
+def test_stage_1_has_no_data_set() -> None:
+    with pytest.raises(CheckpointError, match="of stage 1 and has no tasks, got nyud"):
+        recognise(tensors(STAGE1), known=Known(image_size=(64, 96), dataset="nyud"))

@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 import cli
 from pipeline.config import Study
+from pipeline.distributed import Ranks
 from pipeline.errors import DataError, PipelineError
 from pipeline.identity import evaluate_dir
 from pipeline.loader import load_samples
 from pipeline.predictions import saver as module
 from pipeline.predictions.formats import encode_map, read_map
+from pipeline.predictions.save import save_predictions
 from pipeline.predictions.saver import Saver
 from pipeline.recipes import Recipe
 from pipeline.stagedir import read_json
@@ -219,3 +221,29 @@ def test_heads_on_frozen_teachers_are_run_again_on_their_stored_maps(finished: F
     while_scoring = scored(recipe_in(finished, tmp_path / "other", *frozen, "eval.save=true")) / "predictions"
     scored(recipe_in(finished, tmp_path, *frozen, f"eval.save={tmp_path}/maps"))
     assert bytes_of(tmp_path / "maps" / "sak") == bytes_of(while_scoring)
+
+
+def test_heads_on_maps_that_are_stored_otherwise_predict_otherwise(finished: Finished, tmp_path: Path) -> None:
+    save = ["student.paths=frozen", f"store={tmp_path}/store", f"eval.save={tmp_path}/maps"]
+    scored_after_extraction = recipe_in(finished, tmp_path, *save)
+    run_stages(scored_after_extraction, ["extract"])
+    scored(scored_after_extraction)
+    coarse = recipe_in(finished, tmp_path, *save, "eval.codec=int8")
+    run_stages(coarse, ["extract"])
+    with pytest.raises(PipelineError, match=r"maps/sak: holds other predictions \(their maps differ\)"):
+        scored(coarse)
+
+
+def test_of_what_was_scored_before_each_rank_saves_its_share(
+    finished: Finished, saved: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three batches: the second of two ranks has two, and leaves the only sheet to the first."""
+    plain = recipe_in(finished, tmp_path, "eval.boundary=odsF", "eval.batch=2")
+    scored(plain)
+    study = recipe_in(finished, tmp_path, "eval.boundary=odsF", "eval.batch=2", "eval.save=true").runs[0].study
+    stage = evaluate_dir(study, plain.out)
+    monkeypatch.setattr(Ranks, "total", lambda _, value: value)
+    for rank, files in ((1, 4 * 6 + 1), (0, 6 * 6 + 2)):
+        save_predictions(study, plain.out, stage, label="sak", ranks=Ranks(rank=rank, world=2))
+        assert len(files_of(stage.path / "predictions")) == files
+    assert files_of(stage.path / "predictions") == files_of(saved[1])

@@ -96,6 +96,12 @@ def test_overrides_that_timm_refuses_are_reported(overrides: dict[str, int]) -> 
         build_stem(NAME, image_size=(224, 224), overrides={**overrides, "depth": 4})
 
 
+def test_a_size_beyond_all_numbers_is_told_of_in_one_line() -> None:
+    with pytest.raises(SakError, match="timm refuses") as caught:
+        build_stem(NAME, image_size=(8 * 10**19, 8 * 10**19), overrides=TINY)
+    assert "\n" not in str(caught.value)
+
+
 def test_without_a_network_the_error_says_how_to_give_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(name: str, **options: object) -> None:
         raise ConnectionError("no route to host")
