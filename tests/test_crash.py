@@ -146,7 +146,7 @@ def test_interrupted_training_saves_says_so_and_goes_on(
     assert outcome(tmp_path) == outcome(finished)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [

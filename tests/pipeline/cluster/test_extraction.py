@@ -150,6 +150,7 @@ def test_what_a_worker_hangs_over_is_made_by_another(
     assert sorted(parts, key=str) == sorted([(t, n) for t in ("first", None) for n in range(11)], key=str)
 
 
+@pytest.mark.slow
 def test_a_worker_stopped_wherever_it_is_is_started_anew(
     cluster: Any, address: str, expected_small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

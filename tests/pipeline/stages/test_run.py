@@ -12,8 +12,9 @@ import torch
 import yaml
 
 import cli
+from pipeline import trained
 from pipeline.errors import PipelineError
-from pipeline.stages import distill, evaluate, extract, finetune
+from pipeline.stages import distill, extract, finetune
 from pipeline.stages.run import STAGES, run_stage
 from pipeline.trainer import Trainer
 from tests.conftest import Finished
@@ -23,7 +24,7 @@ from tests.tiny_recipe import files_of, run_stages, tiny_mapping, tiny_recipe, t
 def test_everything_again_does_no_work(
     finished: Finished, no_teacher: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in ((distill, "train"), (finetune, "train"), (extract, "make_part"), (evaluate, "build_student")):
+    for module, name in ((distill, "train"), (finetune, "train"), (extract, "make_part"), (trained, "build_student")):
         monkeypatch.setattr(module, name, no_teacher)
     before = tree_digests(finished.root)
     run_stages(finished.recipe)
