@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import gc
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.config import DataConfig, SourceConfig
 from pipeline.features import load_pixels
 from pipeline.fidelity import Fidelity
 from pipeline.maps import LiveMaps
-from pipeline.part_pixels import PartPixels
+from pipeline.part_pixels import Batches
 from pipeline.views import ViewSpec
 from pipeline.viewsets import make_part, view_set_spec
 from sak.teachers.model import load_teacher
@@ -324,15 +324,21 @@ class _Noting:
 
 
 @pytest.mark.parametrize("overlap", [Overlap(1, behind=1), Overlap(1, ahead=2, behind=2)])
-def test_a_call_makes_way_where_the_next_has_something_to_do_beside_it(place: Place, overlap: Overlap) -> None:
-    def pixels() -> int:
-        return sum(type(thing) is PartPixels for thing in gc.get_objects())
+def test_a_call_makes_way_where_the_next_has_something_to_do_beside_it(
+    place: Place, overlap: Overlap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: weakref.WeakSet[Batches] = weakref.WeakSet()
 
+    class Watched(Batches):
+        def __init__(self, stream: Iterator[Any], count: int) -> None:
+            super().__init__(stream, count)
+            held.add(self)
+
+    monkeypatch.setattr("pipeline.part_pixels.Batches", Watched)
     steps: list[str] = []
-    before = pixels()
 
     def leave() -> None:
-        steps.append("left with pixels" if pixels() > before else "left")
+        steps.append("left with pixels" if held else "left")
 
     place.teachers["first"] = _Noting(place.teachers["first"], steps)
     place.fill_part("first", 0, Lane(leave=leave, overlap=overlap))
